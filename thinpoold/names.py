@@ -1,0 +1,46 @@
+"""Names of volumes and pools: the one rule, checked before anything happens.
+
+A name is an NBD export name as well as a key people type, so the rule is wide: any UTF-8 text of 1
+to 127 bytes without `/` and without control characters. Pure functions; safe from any thread.
+"""
+
+import unicodedata
+
+from thinpoold.errors import InvalidName
+
+MAX_NAME_BYTES = 127
+RULE = f"a name is 1 to {MAX_NAME_BYTES} bytes of UTF-8 without '/' and control characters"
+
+# Control characters, and the two separators that break a line as a control character would.
+_REFUSED_CATEGORIES = frozenset({"Cc", "Zl", "Zp"})
+
+
+def check_name(name: str, what: str = "volume") -> str:
+    """Return `name` when it keeps the rule; raise InvalidName, which states the rule, if not.
+
+    `what` is the kind of thing named, for the message.
+    """
+    problem = _problem(name)
+    if problem is not None:
+        raise InvalidName(f"bad {what} name {ascii(_shortened(name))}: it {problem}; {RULE}")
+    return name
+
+
+def _problem(name: str) -> str | None:
+    if not name:
+        return "is empty"
+    try:
+        encoded = name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "is not valid UTF-8"
+    if len(encoded) > MAX_NAME_BYTES:
+        return f"has {len(encoded)} bytes"
+    if "/" in name:
+        return "has a '/'"
+    if any(unicodedata.category(character) in _REFUSED_CATEGORIES for character in name):
+        return "has a control character"
+    return None
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 40 else name[:37] + "..."

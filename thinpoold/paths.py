@@ -1,0 +1,126 @@
+"""Where a pool's files lie: its directory, and the directory of its sockets while it runs.
+
+    POOL/                 the pool: metadata.lmdb, data, lock, thinpoold.log
+    RUN/                  0700: nbd.sock, control.sock (0600), thinpoold.pid
+
+Invariants
+
+1. The paths follow from the pool's real directory, the user and the environment alone, so every
+   command finds the sockets that the daemon made without asking anything else.
+2. A socket's path always fits the 107 bytes that the kernel gives it.
+
+Nothing here touches the disk but to look; safe from any thread.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from thinpoold.errors import NoSuchPool
+from thinpoold.names import check_name
+
+MAX_SOCKET_PATH = 107
+METADATA_FILE = "metadata.lmdb"
+_LONGEST_SOCKET = "control.sock"
+
+
+@dataclass(frozen=True)
+class PoolPaths:
+    """The paths of the pool in `directory`, which is absolute and without symbolic links."""
+
+    directory: Path
+    run_dir: Path
+
+    @property
+    def name(self) -> str:
+        """What the pool is called when nobody named it."""
+        return self.directory.name
+
+    @property
+    def metadata(self) -> Path:
+        return self.directory / METADATA_FILE
+
+    @property
+    def data(self) -> Path:
+        """The data file that `init` makes when it is given no other."""
+        return self.directory / "data"
+
+    @property
+    def lock(self) -> Path:
+        return self.directory / "lock"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "thinpoold.log"
+
+    @property
+    def nbd_socket(self) -> Path:
+        return self.run_dir / "nbd.sock"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.run_dir / "control.sock"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.run_dir / "thinpoold.pid"
+
+    def require_pool(self) -> "PoolPaths":
+        """Return self when a pool lies here; raise NoSuchPool if not."""
+        if not self.metadata.exists():
+            raise NoSuchPool(
+                f"no pool in {self.directory}: it has no {METADATA_FILE}; "
+                "make one with 'thinpool init', or name another with -p"
+            )
+        return self
+
+
+def default_directory() -> Path:
+    """Return the directory where a pool given by name alone lies."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/thinpoold")
+    data_home = os.environ.get("XDG_DATA_HOME", "")
+    base = Path(data_home) if os.path.isabs(data_home) else Path.home() / ".local/share"
+    return base / "thinpoold"
+
+
+def resolve_pool(text: str) -> PoolPaths:
+    """Return the paths of the pool that `text` names: a directory, or a name.
+
+    Text with a `/` is a path. A bare word is a pool in the working directory where there is one,
+    and otherwise a name under the default directory. Raises InvalidName for a word that is no name.
+    """
+    if "/" in text or text in (".", ".."):
+        return pool_paths(Path(text))
+    check_name(text, "pool")
+    here, default = Path(text), default_directory() / text
+    if (here / METADATA_FILE).exists() or (here.is_dir() and not default.is_dir()):
+        return pool_paths(here)
+    return pool_paths(default)
+
+
+def pool_paths(directory: Path) -> PoolPaths:
+    """Return the paths of the pool in `directory`."""
+    real = Path(os.path.realpath(directory))
+    return PoolPaths(real, _run_dir(real))
+
+
+def _run_dir(directory: Path) -> Path:
+    base = _runtime_base()
+    if base is not None and directory.parent == Path(os.path.realpath(default_directory())):
+        run_dir = base / "thinpoold" / directory.name
+    else:
+        run_dir = directory / "run"
+    if len(os.fsencode(run_dir / _LONGEST_SOCKET)) <= MAX_SOCKET_PATH:
+        return run_dir
+    digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+    short_base = base / "thinpoold" if base is not None else Path(f"/tmp/thinpoold-{os.geteuid()}")
+    return short_base / digest
+
+
+def _runtime_base() -> Path | None:
+    if os.geteuid() == 0:
+        return Path("/run")
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    return Path(runtime) if os.path.isabs(runtime) else None
