@@ -1,0 +1,77 @@
+"""Fixtures of all tests: pools that are checked when a test lets them go, seeds, long runs.
+
+`--seed N` repeats a random run, `--model-ops N` and `--crash-rounds N` make the long ones longer.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support.pools import PoolRig
+
+# No deadlines: a shared machine is slow at times, and the daemon is another process.
+settings.register_profile(
+    "thinpoold",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    print_blob=True,
+)
+settings.load_profile("thinpoold")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("thinpoold")
+    group.addoption("--seed", type=int, default=None, help="seed of the random runs")
+    group.addoption("--model-ops", type=int, default=None, help="steps of the model run")
+    group.addoption("--crash-rounds", type=int, default=None, help="rounds of the crash run")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of this run, printed when a test fails."""
+    given: int | None = request.config.getoption("--seed")
+    chosen = random.SystemRandom().randrange(1 << 32) if given is None else given
+    print(f"--seed {chosen}")
+    return chosen
+
+
+PoolMaker = Callable[..., PoolRig]
+
+
+@pytest.fixture
+def new_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolMaker]:
+    """Makes pools, and fails the test when a checker has a word against one of them at its end.
+
+    `new_pool(size=..., block_size=..., start=True)`; the directory's name is short because a Unix
+    socket's path must fit 108 bytes.
+    """
+    base = tmp_path_factory.mktemp("t")
+    rigs: list[PoolRig] = []
+
+    def make(
+        size: str = "256M",
+        *,
+        start: bool = True,
+        directory: Path | None = None,
+        **options: str | bool,
+    ) -> PoolRig:
+        rig = PoolRig(directory or base / f"p{len(rigs)}")
+        rigs.append(rig)
+        rig.init(size, **options)
+        if start:
+            rig.start()
+        return rig
+
+    yield make
+    complaints = [line for rig in rigs for line in rig.dispose()]
+    if complaints:
+        pytest.fail("\n".join(complaints))
+
+
+@pytest.fixture
+def pool(new_pool: PoolMaker) -> PoolRig:
+    """A running pool of 256 MiB with blocks of 64 KiB."""
+    return new_pool()

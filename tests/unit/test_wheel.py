@@ -1,0 +1,22 @@
+"""The wheel holds two import packages and nbdkit's script inside one of them, and nothing else."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_top_level_names(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.split("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"thinpoold", "thinmeta"}
+    assert "thinpoold/_plugin/thinpool.py" in names
+    [entry_points] = [name for name in names if name.endswith("/entry_points.txt")]
+    text = zipfile.ZipFile(wheel).read(entry_points).decode()
+    assert "thinpool = thinpoold.cli:main" in text
+    assert "thinpoold = thinpoold.daemon:main" in text
