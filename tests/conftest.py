@@ -4,6 +4,7 @@
 """
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def seed(request: pytest.FixtureRequest) -> int:
     """The seed of this run, printed when a test fails."""
     given: int | None = request.config.getoption("--seed")
     chosen = random.SystemRandom().randrange(1 << 32) if given is None else given
-    print(f"--seed {chosen}")
+    sys.stdout.write(f"--seed {chosen}\n")
     return chosen
 
 

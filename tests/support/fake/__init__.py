@@ -1,0 +1,1 @@
+"""A stand-in for the pool with faults on demand, for trying the rigs themselves."""
