@@ -10,7 +10,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class PluginHook(BuildHookInterface):  # type: ignore[misc]
+class PluginHook(BuildHookInterface[Any]):
     """Adds the nbdkit script to wheels that are not editable."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
