@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from thinmeta.store.lmdb import LmdbStore
-from thinmeta.thin import ThinMetadata
+from thinmeta.thin.metadata import ThinMetadata
 
 from .figures import Spread
 
