@@ -1,0 +1,84 @@
+"""The data space map: which data blocks are free, and how many mappings point at each.
+
+A data block is handed out in two steps.  `reserve` takes it in memory alone, so that its data can
+be written without the metadata lock; `claim` counts it when the mapping is inserted.  So no commit
+ever holds a block that is counted and not mapped.
+
+Thread safety: the caller holds the metadata lock.
+"""
+
+from __future__ import annotations
+
+from thinmeta.errors import NoDataSpace
+from thinmeta.format.superblock import SpaceMapRoot
+from thinmeta.spacemap.allocator import Allocator
+from thinmeta.spacemap.counts import SpaceMap
+from thinmeta.spacemap.index import TreeIndex
+from thinmeta.spacemap.withheld import Range, Withheld
+from thinmeta.transaction import TransactionManager
+
+
+class DataSpaceMap(SpaceMap):
+    """Counts and allocates data blocks.
+
+    `withheld` is handed over from the map's predecessor when a transaction was abandoned.
+    """
+
+    def __init__(
+        self,
+        tm: TransactionManager,
+        root: SpaceMapRoot | None,
+        withheld: Withheld | None = None,
+    ) -> None:
+        if root is None:
+            super().__init__(tm, TreeIndex(tm), "data")
+        else:
+            super().__init__(
+                tm,
+                TreeIndex(tm, root.bitmap_root),
+                "data",
+                nr_blocks=root.nr_blocks,
+                nr_allocated=root.nr_allocated,
+                ref_count_root=root.ref_count_root,
+            )
+        if withheld is not None:
+            self.withheld = withheld
+        self._allocator = Allocator(self)
+
+    @property
+    def nr_available(self) -> int:
+        """How many blocks `reserve` can hand out now."""
+        return self.nr_blocks - self.nr_allocated - self.withheld.count
+
+    def reserve(self, count: int) -> tuple[int, int]:
+        """Up to `count` consecutive blocks as (first, how many), nobody else's from now on.
+
+        Raises `NoDataSpace`; if `withheld.freed` then, a commit will free some.
+        """
+        taken = self._allocator.take(count)
+        if taken is None:
+            raise NoDataSpace("no data block is free")
+        self.withheld.reserve(taken[0], taken[0] + taken[1])
+        return taken
+
+    def unreserve(self, begin: int, count: int) -> None:
+        """Give reserved blocks back."""
+        self.withheld.unreserve(begin, begin + count)
+        self._allocator.freed(begin)
+
+    def claim(self, begin: int, count: int) -> None:
+        """Count reserved blocks: a mapping points at each."""
+        self.withheld.unreserve(begin, begin + count)
+        self.increment(begin, begin + count)
+
+    def release(self, freed: list[Range]) -> None:
+        """These durably freed blocks may be handed out again."""
+        self.withheld.release(freed)
+        if freed:
+            self._allocator.freed(freed[0][0])
+
+    def resize(self, nr_blocks: int) -> None:
+        """Cover more blocks.  Raises `ValueError` for fewer."""
+        old = self.nr_blocks
+        self.extend(nr_blocks)
+        self._allocator.freed(old)
