@@ -1,0 +1,6 @@
+"""The thin metadata: what dm-thin keeps of its devices and their mappings."""
+
+from thinmeta.thin.mappings import Mapping, Run
+from thinmeta.thin.metadata import DeviceDetails, ThinMetadata
+
+__all__ = ["DeviceDetails", "Mapping", "Run", "ThinMetadata"]
