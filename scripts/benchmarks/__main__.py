@@ -66,7 +66,7 @@ def run(options: argparse.Namespace, scratch: Path) -> report.Results:
             rounds=options.rounds or (2 if quick else 5),
             seconds=options.seconds or (1 if quick else 5),
         )
-    results = report.Results(report.machine(), measured, [], [], [])
+    results = report.Results(report.machine(), measured, [], [])
     if options.only != "data":
         measure_metadata(results, scratch, quick=quick)
     return results
@@ -78,12 +78,14 @@ def measure_metadata(results: report.Results, scratch: Path, *, quick: bool) -> 
         path = scratch / f"{order}.lmdb"
         count = 50_000 if quick else 1_000_000
         results.inserts.append(metadata.alone(metadata.inserts, path, order, count))
-    for gib in (1, 16 if quick else 1024):
-        datapath.say(f"metadata: {gib} GiB mapped")
-        path = scratch / f"{gib}.lmdb"
+    cases = [(1, 0), (16, 0), (16, 16)] if quick else [(1, 0), (1024, 0), (1024, 16)]
+    for gib, run in cases:
+        datapath.say(f"metadata: {gib} GiB mapped" + (f" in runs of {run}" if run else ""))
+        path = scratch / f"{gib}-{run}.lmdb"
         mappings = gib * metadata.MAPPINGS_PER_GIB
-        results.large.append(metadata.alone(metadata.build, path, mappings, 20))
-        results.opened.append(metadata.opening(path, mappings, 3 if quick else 7))
+        large = metadata.alone(metadata.build, path, mappings, run, 20)
+        opened = metadata.opening(path, mappings, 3 if quick else 7)
+        results.large.append((large, opened))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ BLOCK_SECTORS = 128  # 64 KiB data blocks
 MAPPINGS_PER_GIB = (1 << 30) // (BLOCK_SECTORS * 512)
 CACHE_BYTES = 64 << 20
 COMMIT_EVERY = 20_000  # mappings: about what one second of first writes makes
+COMMIT_RUNS = 1 << 18  # the same for mappings made in runs
 DEVICE = 0
 
 T = TypeVar("T")
@@ -47,6 +48,7 @@ class Large:
     """A device with many mappings: what depends on its size, and what must not."""
 
     mappings: int
+    run: int  # mappings made at once; 0: in sequence, else shuffled runs of that length
     build_seconds: float
     file_bytes: float  # a mapping
     snapshot_ms: Spread  # create_snapshot and its commit
@@ -98,18 +100,28 @@ def inserts(path: Path, order: str, mappings: int) -> Inserts:
     )
 
 
-def build(path: Path, mappings: int, snapshots: int) -> Large:
-    """Maps a device in sequence, then snapshots it again and again, a commit each."""
+def build(path: Path, mappings: int, run: int, snapshots: int) -> Large:
+    """Maps a device, then snapshots it again and again, a commit each.
+
+    In sequence when `run` is 0; else in runs of that many mappings, in random order.
+    """
+    length = run or 1 << 14
+    begins = list(range(0, mappings, length))
+    if run:
+        random.Random(1).shuffle(begins)
     begin = time.perf_counter()
     with new_pool(path, mappings) as metadata:
-        mapped = 0
-        empty = file_bytes(path)
-        while mapped < mappings:
-            data, count = metadata.reserve(min(1 << 14, mappings - mapped))
-            metadata.insert(DEVICE, mapped, data, count)
-            mapped += count
-            if mapped % (1 << 20) < count:
+        empty, uncommitted = file_bytes(path), 0
+        for first in begins:
+            done = 0
+            while done < length:
+                data, count = metadata.reserve(length - done)
+                metadata.insert(DEVICE, first + done, data, count)
+                done += count
+            uncommitted += length
+            if uncommitted >= COMMIT_RUNS:
                 metadata.commit()
+                uncommitted = 0
         metadata.commit()
         built = time.perf_counter() - begin
         size = file_bytes(path) - empty
@@ -119,7 +131,7 @@ def build(path: Path, mappings: int, snapshots: int) -> Large:
             metadata.create_snapshot(DEVICE + 1 + number, DEVICE)
             metadata.commit()
             times.append((time.perf_counter() - begin) * 1e3)
-    return Large(mappings, built, size / mappings, Spread.of(times))
+    return Large(mappings, run, built, size / mappings, Spread.of(times))
 
 
 def open_once(path: Path, mappings: int) -> tuple[float, int]:
