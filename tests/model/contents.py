@@ -8,6 +8,9 @@ Invariants:
 Thread-safety: none; one thread.
 """
 
+# An outcome, not always an error.
+# ruff: noqa: N818
+
 from dataclasses import dataclass, field
 
 CHUNK = 4096

@@ -9,6 +9,9 @@ Invariants:
 Thread-safety: one thread per rig. Clients are independent of it.
 """
 
+# An outcome, not always an error.
+# ruff: noqa: N818
+
 import contextlib
 import json
 import os

@@ -6,6 +6,9 @@ makes long runs possible: a CLI command costs a Python start, a call here a mill
 Thread-safety: one thread at a time per connection.
 """
 
+# An outcome, not always an error.
+# ruff: noqa: N818
+
 import json
 import socket
 from pathlib import Path
@@ -57,6 +60,10 @@ class Rpc:
     def close(self) -> None:
         self._lines.close()
         self._socket.close()
+
+    def fileno(self) -> int:
+        """To wait for an answer with others."""
+        return self._socket.fileno()
 
     def send_raw(self, line: bytes) -> None:
         """Sends bytes as they are: for messages that no proper client sends."""

@@ -68,8 +68,10 @@ def store_path(key: str) -> str:
     return os.path.join(directory, key)
 
 
-def save_table() -> None:
-    """What exists, written in one piece: the fake's only commit."""
+def commit() -> None:
+    """All that was written, and what exists, in one piece."""
+    for volume in volumes.values():
+        volume.persist()
     table = [
         {"name": v.name, "file": v.file, "size": v.size, "origin": v.origin, "id": v.dev_id}
         for v in volumes.values()
@@ -120,16 +122,28 @@ class Volume:
         self.pending.clear()
 
     def copy_from(self, other: "Volume") -> None:
+        """Takes another's content, in a new file: a crash before the commit leaves the old one."""
         other.persist()
+        self.file = fresh_file()
         shutil.copyfile(store_path(other.file), store_path(self.file))
+        os.close(self.fd)
+        self.fd = os.open(store_path(self.file), os.O_RDWR)
         self.pending.clear()
         self.size = other.size
 
 
-def add(name: str, size: int, origin: str | None) -> Volume:
+def fresh_file() -> str:
+    """A name that no file has: a crash may have left some that nothing refers to."""
     global serial
     serial += 1
-    volume = Volume(name, f"v{serial}", size, origin, serial)
+    while os.path.exists(store_path(f"v{serial}")):
+        serial += 1
+    return f"v{serial}"
+
+
+def add(name: str, size: int, origin: str | None) -> Volume:
+    file = fresh_file()
+    volume = Volume(name, file, size, origin, serial)
     volumes[name] = volume
     return volume
 
@@ -158,7 +172,7 @@ def do_list() -> Any:
 
 def do_create(name: str, size: int) -> Any:
     volume = add(name, size, None)
-    save_table()
+    commit()
     return describe(volume)
 
 
@@ -170,7 +184,7 @@ def do_snapshot(pairs: list[list[str]]) -> Any:
         if fault == "snapshot-alias":
             volume.alias = source
         volume.volatile = fault == "lost-snapshot" or (fault == "half-group" and index > 0)
-    save_table()
+    commit()
     return {"snapshots": [describe(volumes[snap]) for _, snap in pairs]}
 
 
@@ -179,10 +193,8 @@ def do_delete(names: list[str]) -> Any:
         if volumes[name].opened:
             raise ValueError(f"{name} is in use")
     for name in names:
-        volume = volumes.pop(name)
-        os.close(volume.fd)
-        os.unlink(store_path(volume.file))
-    save_table()
+        os.close(volumes.pop(name).fd)
+    commit()
     return {}
 
 
@@ -190,7 +202,7 @@ def do_rename(old: str, new: str) -> Any:
     volume = volumes.pop(old)
     volume.name = new
     volumes[new] = volume
-    save_table()
+    commit()
     return describe(volume)
 
 
@@ -200,9 +212,9 @@ def do_resize(name: str, size: int, shrink: bool = False) -> Any:
     grown = size - volume.size
     if fault == "resize-junk" and grown > 0:
         os.pwrite(volume.fd, b"old" * 100, volume.size)
-    os.ftruncate(volume.fd, size)
     volume.size = size
-    save_table()
+    commit()
+    os.ftruncate(volume.fd, size)
     return describe(volume)
 
 
@@ -215,7 +227,7 @@ def do_rollback(name: str, snapshot: str, discard_current: bool = False) -> Any:
         volume.size = volumes[snapshot].size
     else:
         volume.copy_from(volumes[snapshot])
-    save_table()
+    commit()
     return describe(volume)
 
 
