@@ -109,6 +109,9 @@ class SpaceMap:
         for bitmap, first, stop in pieces(begin, end):
             data = self._tm.modify(self._blocknr(bitmap), Kind.BITMAP).data
             length = stop - first
+            if length == 1:
+                self._increment_one(bitmap, first, data)
+                continue
             stretch = pairs.load(data, first, stop)
             if stretch == 0:
                 pairs.store(data, first, stop, pairs.uniform(1, length))
@@ -124,6 +127,9 @@ class SpaceMap:
         for bitmap, first, stop in pieces(begin, end):
             data = self._tm.modify(self._blocknr(bitmap), Kind.BITMAP).data
             length = stop - first
+            if length == 1:
+                self._decrement_one(bitmap, first, data)
+                continue
             stretch = pairs.load(data, first, stop)
             if stretch == pairs.uniform(1, length):
                 pairs.store(data, first, stop, 0)

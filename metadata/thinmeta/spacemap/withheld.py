@@ -10,7 +10,8 @@ not counted yet is nobody else's.  So a block that is not counted is in one of t
     frozen     freed in the transaction that is being committed
     durable    freed by a commit, not yet released by the user
 
-Each is kept by bitmap: number -> set of entries (see `pairs`).
+Each is kept by bitmap: number -> set of entries (see `pairs`).  Callers name exactly the blocks
+they put in; `count` relies on it.
 
 Thread safety: the caller holds the metadata lock.
 """
@@ -117,10 +118,9 @@ class Withheld:
 
     def _remove(self, sets: Sets, begin: int, end: int) -> None:
         for bitmap, first, stop in pieces(begin, end):
-            there = sets.get(bitmap, 0)
-            gone = there & entry_set(first, stop)
-            self.count -= gone.bit_count()
-            if gone == there:
-                sets.pop(bitmap, None)
+            left = sets[bitmap] & ~entry_set(first, stop)
+            if left:
+                sets[bitmap] = left
             else:
-                sets[bitmap] = there ^ gone
+                del sets[bitmap]
+        self.count -= end - begin
