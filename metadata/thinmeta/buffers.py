@@ -135,10 +135,10 @@ class BufferClient:
     def new(self, block: int, kind: Kind | None = None) -> Buffer:
         """A dirty buffer of zeros for a block whose old content does not matter; no I/O."""
         self.forget(block)
-        buffer = self._enter(Buffer(block, bytearray(BLOCK_SIZE), kind))
+        buffer = Buffer(block, bytearray(BLOCK_SIZE), kind)
         buffer.state = State.DIRTY
         self._dirty[block] = buffer
-        return buffer
+        return self._enter(buffer)
 
     def release(self, buffer: Buffer) -> None:
         """Give up one hold."""
