@@ -84,3 +84,20 @@ def leaves(tm: TransactionManager, root: int, begin: int, end: int) -> Iterator[
             first = max(bisect_right(words, begin, KEYS_WORD, stop) - KEYS_WORD - 1, 0)
             children = words[VALUES_WORD + first : VALUES_WORD + last].tolist()
             stack.extend((child, shared) for child in reversed(children))
+
+
+def prefetch(tm: TransactionManager, root: int, begin: int, end: int) -> None:
+    """Bring the nodes that hold the keys begin..end-1 into the cache, as far as it has room."""
+    level = [root]
+    while level:
+        tm.prefetch(level)
+        below: list[int] = []
+        for block in level:
+            words = tm.read(block, Kind.NODE).words
+            if words[0] >> 32 == LEAF:
+                return
+            stop = KEYS_WORD + (words[ENTRIES_WORD] & U32)
+            first = max(bisect_right(words, begin, KEYS_WORD, stop) - KEYS_WORD - 1, 0)
+            last = bisect_left(words, end, KEYS_WORD, stop) - KEYS_WORD
+            below.extend(words[VALUES_WORD + first : VALUES_WORD + last].tolist())
+        level = below

@@ -78,6 +78,10 @@ class Tree(Generic[V]):
         """How many keys the tree holds; reads all of it."""
         return count_entries(self._tm, root)
 
+    def prefetch(self, root: int, begin: int, end: int) -> None:
+        """Bring the nodes for keys begin..end-1 into the cache, as far as it has room."""
+        lookup.prefetch(self._tm, root, begin, end)
+
     def leaves(self, root: int, begin: int = 0, end: int = MAX_KEY + 1) -> Iterator[LeafRange]:
         """The leaves with keys in begin..end-1; the tree must not change meanwhile."""
         return lookup.leaves(self._tm, root, begin, end)

@@ -180,6 +180,10 @@ class ThinMetadata:
         """Memory of the buffer cache in use."""
         return self._cache.resident_bytes
 
+    def age(self, idle_s: float) -> None:
+        """Let go of cached metadata that was not used for `idle_s` seconds."""
+        self._cache.age(idle_s)
+
     # --- devices --------------------------------------------------------------------------------
 
     def device_ids(self) -> list[int]:
@@ -245,6 +249,10 @@ class ThinMetadata:
         """The mapped runs of virtual blocks begin..end-1; nothing may change meanwhile."""
         device = self._devices.get(dev_id)
         return mappings.runs(self._mappings, self._data, device, begin, end)
+
+    def prefetch(self, dev_id: int, begin: int, end: int) -> None:
+        """Bring the metadata of virtual blocks begin..end-1 into the cache.  Raises `NotFound`."""
+        self._mappings.prefetch(self._devices.get(dev_id).root, begin, end)
 
     def exclusive_blocks(self, dev_id: int) -> int:
         """Data blocks that this device alone uses: what deleting it would free."""
