@@ -22,7 +22,7 @@ def check_name(name: str, what: str = "volume") -> str:
     """
     problem = _problem(name)
     if problem is not None:
-        raise InvalidName(f"bad {what} name {ascii(_shortened(name))}: it {problem}; {RULE}")
+        raise InvalidName(f"bad {what} name {_shortened(name)!r}: it {problem}; {RULE}")
     return name
 
 

@@ -22,7 +22,11 @@ from thinpoold.names import check_name
 
 MAX_SOCKET_PATH = 107
 METADATA_FILE = "metadata.lmdb"
-_LONGEST_SOCKET = "control.sock"
+NBD_SOCKET = "nbd.sock"
+CONTROL_SOCKET = "control.sock"
+PID_FILE = "thinpoold.pid"
+# All that a run leaves in its directory; stale when the pool is not locked.
+RUN_FILES = (NBD_SOCKET, CONTROL_SOCKET, PID_FILE)
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,15 @@ class PoolPaths:
 
     @property
     def nbd_socket(self) -> Path:
-        return self.run_dir / "nbd.sock"
+        return self.run_dir / NBD_SOCKET
 
     @property
     def control_socket(self) -> Path:
-        return self.run_dir / "control.sock"
+        return self.run_dir / CONTROL_SOCKET
 
     @property
     def pid_file(self) -> Path:
-        return self.run_dir / "thinpoold.pid"
+        return self.run_dir / PID_FILE
 
     def require_pool(self) -> "PoolPaths":
         """Return self when a pool lies here; raise NoSuchPool if not."""
@@ -112,7 +116,7 @@ def _run_dir(directory: Path) -> Path:
         run_dir = base / "thinpoold" / directory.name
     else:
         run_dir = directory / "run"
-    if len(os.fsencode(run_dir / _LONGEST_SOCKET)) <= MAX_SOCKET_PATH:
+    if len(os.fsencode(run_dir / CONTROL_SOCKET)) <= MAX_SOCKET_PATH:
         return run_dir
     digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
     short_base = base / "thinpoold" if base is not None else Path(f"/tmp/thinpoold-{os.geteuid()}")

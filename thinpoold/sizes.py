@@ -13,10 +13,11 @@ SECTOR = 512
 MIN_BLOCK_SIZE = 64 << 10
 MAX_BLOCK_SIZE = 1 << 30
 
-# The format: a mapping holds a data block in 40 bits. A volume may be larger than its pool, but its
-# mapping table is flat, so its blocks are bounded alike. NBD and the kernel count in signed 64 bits.
+# The format: a mapping holds a data block in 40 bits. A volume may be larger than its pool, but
+# its mapping table is flat, so its blocks are bounded alike. NBD counts in signed 64 bits; half of
+# that keeps every sum of an offset and a length inside.
 MAX_BLOCKS = 1 << 40
-MAX_BYTES = (1 << 63) - MAX_BLOCK_SIZE
+MAX_BYTES = 1 << 62
 
 _UNITS = ("", "K", "M", "G", "T", "P", "E")
 _SIZE = re.compile(r"([+-]?)([0-9]{1,40}(?:\.[0-9]{1,40})?)([KMGTPE]?)(?:iB|B)?", re.IGNORECASE)
@@ -27,7 +28,7 @@ def parse_size(text: str) -> int:
     """Return the bytes `text` stands for; raise InvalidSize for what is no whole positive size."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise InvalidSize(f"{ascii(text)} is not a size: {HOW}")
+        raise InvalidSize(f"{text!r} is not a size: {HOW}")
     sign, number, unit = match.groups()
     value = Fraction(number) * 1024 ** _UNITS.index(unit.upper())
     if sign == "-":
@@ -68,7 +69,8 @@ def check_block_size(size: int) -> int:
     """Return a data block size in bytes, or raise InvalidSize with the rule."""
     if size % MIN_BLOCK_SIZE or not MIN_BLOCK_SIZE <= size <= MAX_BLOCK_SIZE:
         raise InvalidSize(
-            f"block size {exact_size(size)} will not do: it must be a multiple of 64K, from 64K to 1G"
+            f"block size {exact_size(size)} will not do: "
+            "it must be a multiple of 64K, from 64K to 1G"
         )
     return size
 
@@ -87,7 +89,8 @@ def check_pool_size(size: int, block_size: int = MIN_BLOCK_SIZE) -> int:
 
 
 def _check(size: int, what: str, least: int, most: int) -> int:
-    rule = f"a {what} is {exact_size(least)} to {exact_size(most)}, in steps of {SECTOR} bytes"
+    smallest = f"{least} bytes" if least == SECTOR else exact_size(least)
+    rule = f"a {what} has {smallest} to {exact_size(most)}, in steps of {SECTOR} bytes"
     if size <= 0:
         raise InvalidSize(f"{what} size {size} is {'zero' if size == 0 else 'negative'}: {rule}")
     if size % SECTOR:

@@ -1,0 +1,16 @@
+"""The command line `thinpool`: one module a group of verbs, each loaded when its verb is called.
+
+`app` is the parser's tree, `run` turns exceptions into one line and an exit status, `backend`
+carries a verb to the pool, whether its daemon runs or not.
+"""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the program."""
+    from thinpoold.cli.app import thinpool
+    from thinpoold.cli.run import run
+
+    run(thinpool, argv)

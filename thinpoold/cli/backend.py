@@ -1,0 +1,97 @@
+"""Carries a verb to a pool: to its daemon when one runs, else into the pool opened right here.
+
+Invariants
+
+1. The pool's lock decides. While a daemon holds it, its control socket answers; while another
+   command holds it, this one waits for it; and whoever takes it here knows no daemon runs.
+2. Either way the same method of thinpoold.control.methods runs, with the same checks, and its
+   changes are durable when `call` returns.
+
+Not thread-safe: one call at a time.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from thinpoold import lock
+from thinpoold.control.client import ControlClient
+from thinpoold.control.codes import from_rpc
+from thinpoold.control.jsonrpc import Json, RpcError
+from thinpoold.errors import PoolLocked, PoolNotRunning
+from thinpoold.paths import PoolPaths
+from thinpoold.uri import unix_uri
+
+# How long to wait for a daemon that is starting or stopping, or for another command.
+WAIT = 30.0
+_RETRY = 0.05
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The pool in `paths`, running or not."""
+
+    paths: PoolPaths
+
+    def call(self, method: str, **params: Json) -> Any:
+        """Run a method and return its result. Raises ThinPoolError or an error of thinmeta."""
+        self.paths.require_pool()
+        deadline = time.monotonic() + WAIT
+        while True:
+            try:
+                return call_daemon(self.paths, method, params)
+            except PoolNotRunning:
+                pass
+            try:
+                lock_fd = lock.acquire(self.paths, f"thinpool {method}")
+            except PoolLocked:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_RETRY)
+                continue
+            try:
+                return call_here(self.paths, lock_fd, method, params)
+            finally:
+                os.close(lock_fd)
+
+
+def call_daemon(paths: PoolPaths, method: str, params: dict[str, Json]) -> Any:
+    """Run a method in the pool's daemon. Raises PoolNotRunning when there is none."""
+    with ControlClient.connect(paths.control_socket) as client:
+        return client.call(method, params)
+
+
+def call_here(paths: PoolPaths, lock_fd: int, method: str, params: dict[str, Json]) -> Any:
+    """Run a method on the pool opened in this process, under the lock that `lock_fd` holds."""
+    from thinpoold.control.dispatch import Dispatcher
+    from thinpoold.pool import Pool
+
+    pool = Pool.open(paths.directory, lock_fd=lock_fd)
+    try:
+        result = Dispatcher(_Here(paths, pool)).call(method, params)
+        pool.commit()
+        return result
+    except RpcError as error:
+        raise from_rpc(error) from None
+    finally:
+        pool.close()
+
+
+@dataclass(frozen=True)
+class _Here:
+    """A stopped pool's host: this process."""
+
+    paths: PoolPaths
+    pool: Any
+
+    @property
+    def server_uri(self) -> str:
+        """Where the pool will be when it is started as usual."""
+        return unix_uri(self.paths.nbd_socket)
+
+    def run_facts(self) -> dict[str, Any]:
+        return {"running": False, "pid": None, "uri": None, "control_socket": None}
+
+    def stop(self) -> None:
+        raise PoolNotRunning("the pool is not running")

@@ -1,0 +1,87 @@
+"""The command line of `thinpoold`, and the options it shares with `thinpool start`."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from thinpoold import __version__, daemon
+from thinpoold.cli import output
+from thinpoold.cli.options import Size, chosen_pool, pool_argument, verb
+from thinpoold.errors import InvalidSize
+from thinpoold.progress import Progress
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+MIN_CACHE = 1 << 20
+
+
+def daemon_options(function: Function) -> Function:
+    """Add the options that say how a pool is served."""
+    for option in (
+        click.option(
+            "--cache-size",
+            metavar="SIZE",
+            type=Size(),
+            help="Most memory for cached metadata, such as 64M.",
+        ),
+        click.option(
+            "--threads",
+            metavar="N",
+            type=click.IntRange(1, 1024),
+            default=daemon.DEFAULT_THREADS,
+            show_default=True,
+            help="Requests served at a time on one connection.",
+        ),
+        click.option(
+            "--listen",
+            metavar="unix|ADDR:PORT",
+            default=daemon.DEFAULT_LISTEN,
+            show_default=True,
+            help="Where NBD clients connect. Without TLS, only loopback addresses.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def options_of(listen: str, threads: int, cache_size: int | None) -> daemon.Options:
+    """Return the options as the daemon has them. Raises InvalidSize for a useless cache."""
+    if cache_size is not None and cache_size < MIN_CACHE:
+        raise InvalidSize(f"cache size {cache_size} is too small: it must be at least 1M")
+    return daemon.Options(listen, threads, cache_size)
+
+
+@verb("thinpoold")
+@pool_argument
+@daemon_options
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground, as systemd wants.")
+@click.version_option(__version__, prog_name="thinpoold", message="%(prog)s %(version)s")
+def command(
+    pool_word: str | None,
+    pool: str | None,
+    listen: str,
+    threads: int,
+    cache_size: int | None,
+    foreground: bool,
+) -> None:
+    """The daemon of one pool: checks and locks it, and serves it over NBD.
+
+    It goes to the background once the pool serves, and prints its NBD URI, as 'thinpool start'
+    does. With --foreground it stays, and its messages go to stderr. SIGTERM and SIGINT stop it
+    cleanly, everything flushed.
+
+    \b
+    Examples:
+      thinpoold --foreground /srv/pool
+      thinpoold mypool --listen 127.0.0.1:10809
+
+    Exit status: 0 stopped cleanly, or in the background and serving; 1 refused or failed.
+    """
+    paths = chosen_pool(pool, pool_word)
+    options = options_of(listen, threads, cache_size)
+    if foreground:
+        daemon.foreground(paths, options)
+    with Progress(f"starting pool {paths.name}"):
+        facts = daemon.background(paths, options)
+    output.emit(str(facts["uri"]))

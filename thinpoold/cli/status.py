@@ -1,0 +1,69 @@
+"""`thinpool status`."""
+
+from typing import Any
+
+from thinpoold.cli import output
+from thinpoold.cli.backend import Backend
+from thinpoold.cli.options import chosen_pool, json_option, pool_argument, verb
+
+_MODES = {
+    "write": "write",
+    "out-of-data-space": "out of data space: grow the pool, or delete or discard something",
+    "read-only": "read-only: its metadata could not be written; see the log, and stop and check it",
+    "failed": "failed: it can no longer be read; see the log, and stop and check it",
+}
+
+
+@verb("status")
+@pool_argument
+@json_option
+def status(pool_word: str | None, pool: str | None, as_json: bool) -> None:
+    """Say how POOL is: mode, space, transaction, volumes, clients.
+
+    \b
+    Examples:
+      thinpool status mypool
+      thinpool status mypool --json    sizes in bytes
+
+    Exit status: 0 told, whatever the mode is; 1 it cannot be told.
+    """
+    answer = Backend(chosen_pool(pool, pool_word)).call("status")
+    if as_json:
+        output.emit_json(answer)
+    else:
+        output.emit(_text(answer))
+
+
+def _text(status: dict[str, Any]) -> str:
+    data, metadata = status["data"], status["metadata"]
+    mode = _MODES.get(status["mode"], status["mode"])
+    if status["needs_check"]:
+        mode += "; it needs a check: run 'thinpool check'"
+    running = f"yes, process {status['pid']}" if status.get("running") else "no"
+    rows = [
+        ("pool", f"{status['name']}  {status['uuid']}"),
+        ("running", running),
+        ("mode", mode),
+        ("data", f"{_space(data)}, {data['path']}"),
+        (
+            "metadata",
+            f"{_space(metadata)}, {output.size(metadata['file_size'])} of file",
+        ),
+        ("block size", output.size(status["block_size"])),
+        ("transaction", str(status["transaction_id"])),
+        ("volumes", str(status["volumes"])),
+        ("clients", str(status["clients"])),
+    ]
+    if status.get("running"):
+        rows += [
+            ("fast path", "yes" if status["fastpath"] else "no"),
+            ("uri", status["uri"]),
+            ("control socket", status["control_socket"]),
+        ]
+    return output.facts(rows)
+
+
+def _space(space: dict[str, Any]) -> str:
+    used, size = space["used"], space["size"]
+    share = output.percent(used, size)
+    return f"{output.size(used)} of {output.size(size)} used ({share})"

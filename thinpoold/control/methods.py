@@ -1,0 +1,226 @@
+"""What can be asked of a pool: every method, its parameters, what it returns.
+
+The one list behind the control socket, the command line on a stopped pool, and the documentation.
+A method does what the verb of the same name does, and returns the fields of its `--json`.
+
+Thread-safety: the table is constant. Methods run on whatever thread calls; those that change the
+pool are marked, and the dispatcher runs them one at a time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from thinpoold.control.jsonrpc import Json
+from thinpoold.control.params import BYTES, FLAG, PAIRS, SETTINGS, TEXT, TEXTS, Param
+from thinpoold.uri import volume_uri
+
+Params: TypeAlias = dict[str, Json]
+Result: TypeAlias = dict[str, Json]
+
+
+class Host(Protocol):
+    """The process that has the pool open: the daemon, or the command line on a stopped pool."""
+
+    @property
+    def pool(self) -> Any:
+        """The open pool (thinpoold.pool.Pool)."""
+
+    @property
+    def server_uri(self) -> str:
+        """Where NBD clients find the pool: a URI without an export."""
+
+    def run_facts(self) -> Result:
+        """What `status` says of the process: running, pid, uri, control_socket."""
+
+    def stop(self) -> None:
+        """Begin to shut the process down; return at once."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method. `doc` opens with a line of summary; `returns` says what the result holds."""
+
+    name: str
+    doc: str
+    returns: str
+    run: Callable[[Host, Params], Result]
+    params: tuple[Param, ...] = ()
+    changes: bool = False
+
+
+def _status(host: Host, params: Params) -> Result:
+    from thinpoold import admin
+
+    return {**admin.status(host.pool), **host.run_facts()}
+
+
+def _stop(host: Host, params: Params) -> Result:
+    facts = host.run_facts()
+    host.stop()
+    return {"stopping": True, "pid": facts["pid"]}
+
+
+def _uri(host: Host, params: Params) -> Result:
+    from thinpoold import admin
+
+    name = params["name"]
+    admin.info(host.pool, name=name)
+    return {"uri": volume_uri(host.server_uri, name)}
+
+
+def _admin(function: str) -> Callable[[Host, Params], Result]:
+    """Return a method that is one function of thinpoold.admin, parameters and all.
+
+    Imported when it is called: the documentation and the command line's help need only the table.
+    """
+
+    def run(host: Host, params: Params) -> Result:
+        from thinpoold import admin
+
+        result: Result = getattr(admin, function)(host.pool, **params)
+        return result
+
+    return run
+
+
+_NAME = Param("name", TEXT, "the volume")
+_VOLUME = "a volume, as `list` has it"
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "status",
+            "Say how the pool is: its mode, space, transaction, volumes and clients.",
+            "`name`, `uuid`, `running`, `mode` (`write`, `out-of-data-space`, `read-only` or "
+            "`failed`), `needs_check`, `pid`, `uri`, `control_socket`, `transaction_id`, "
+            "`block_size`, `data` (`path`, `size`, `used`), `metadata` (`size`, `used`, "
+            "`file_size`), `volumes`, `clients`, `fastpath`",
+            _status,
+        ),
+        Method(
+            "stop",
+            "Begin to stop the daemon: everything is flushed, then the process ends.\n\n"
+            "The answer comes before that. Wait for the process `pid` to be gone.",
+            "`stopping` (true), `pid`",
+            _stop,
+        ),
+        Method("get", "Say what the settings are.", "`settings`", _admin("get_settings")),
+        Method(
+            "set",
+            "Change settings. All of them or, if one will not do, none.",
+            "`settings`, as they are now",
+            _admin("set_settings"),
+            (Param("settings", SETTINGS, "what to change, by name"),),
+            changes=True,
+        ),
+        Method(
+            "grow",
+            "Make the data device larger.\n\n"
+            "A data file is made larger; a block device must have grown already.",
+            "`data` (`path`, `size`, `used`)",
+            _admin("grow"),
+            (Param("size", BYTES, "the new size of the data device"),),
+            changes=True,
+        ),
+        Method(
+            "list",
+            "List the volumes.",
+            "`volumes`: for each `name`, `id`, `uuid`, `size`, `mapped`, `exclusive`, `origin` "
+            "(a name or null), `created` (UTC, ISO 8601), `read_only`, `clients`",
+            _admin("list_volumes"),
+        ),
+        Method(
+            "tree",
+            "Say who was snapshotted from whom.",
+            "`volumes`: those without an origin, as `list` has them, each with `children`, nested",
+            _admin("tree"),
+        ),
+        Method(
+            "info",
+            "Say everything about one volume.",
+            f"{_VOLUME}, with more",
+            _admin("info"),
+            (_NAME,),
+        ),
+        Method(
+            "uri",
+            "Say where NBD clients find a volume.",
+            "`uri`",
+            _uri,
+            (_NAME,),
+        ),
+        Method(
+            "create",
+            "Make a thin volume. It takes no space until it is written.",
+            _VOLUME,
+            _admin("create"),
+            (
+                Param("name", TEXT, "the new volume"),
+                Param("size", BYTES, "its size, a multiple of 512"),
+                Param("read_only", FLAG, "whether clients may only read it", False),
+                Param("reserve", BYTES, "space kept free for it", 0),
+            ),
+            changes=True,
+        ),
+        Method(
+            "snapshot",
+            "Snapshot volumes, all at one instant and in one transaction.",
+            "`volumes`: the snapshots, as `list` has them",
+            _admin("snapshot"),
+            (
+                Param("pairs", PAIRS, "the origin and the new snapshot's name, for each"),
+                Param("read_only", FLAG, "whether clients may only read them", False),
+            ),
+            changes=True,
+        ),
+        Method(
+            "resize",
+            "Change a volume's size.",
+            _VOLUME,
+            _admin("resize"),
+            (
+                _NAME,
+                Param("size", BYTES, "the new size, a multiple of 512"),
+                Param("shrink", FLAG, "allow a smaller size, which discards what is cut", False),
+            ),
+            changes=True,
+        ),
+        Method(
+            "rename",
+            "Give a volume another name. Clients that have it open keep it.",
+            _VOLUME,
+            _admin("rename"),
+            (
+                Param("old", TEXT, "the volume"),
+                Param("new", TEXT, "its new name"),
+            ),
+            changes=True,
+        ),
+        Method(
+            "delete",
+            "Delete volumes, all in one transaction. Refused while a client has one open.",
+            "`volumes` (names), `freed` (bytes), `dry_run`",
+            _admin("delete"),
+            (
+                Param("names", TEXTS, "the volumes"),
+                Param("dry_run", FLAG, "only say what would be freed", False),
+            ),
+            changes=True,
+        ),
+        Method(
+            "rollback",
+            "Make a volume's content that of a snapshot. Newer snapshots stay.",
+            "`volume`, as `list` has it; `kept`, the name of the snapshot that holds what the "
+            "volume held before, or null",
+            _admin("rollback"),
+            (
+                _NAME,
+                Param("snapshot", TEXT, "the volume whose content it gets"),
+                Param("discard_current", FLAG, "keep no snapshot of what it held", False),
+            ),
+            changes=True,
+        ),
+    )
+}

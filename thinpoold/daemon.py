@@ -1,0 +1,181 @@
+"""The program `thinpoold`: makes sure that a pool may be served, and becomes nbdkit.
+
+Invariants
+
+1. The pool's lock is taken here and handed through exec: from before the first check to the end of
+   nbdkit it is never free, so the sockets of an earlier run are known to be stale and are removed.
+2. The process id does not change: the one in the lock file, the one systemd started and nbdkit's
+   are the same.
+
+Everything happens in one thread, before any other exists.
+"""
+
+import contextlib
+import ipaddress
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import thinpoold
+from thinpoold import launch, lock
+from thinpoold.errors import ThinPoolError, UserError
+from thinpoold.paths import RUN_FILES, PoolPaths
+from thinpoold.runtime import ENVIRONMENT, READY_FD, block_end_signals, environment
+from thinpoold.uri import tcp_uri, unix_uri
+
+# A command on the stopped pool may hold the lock for a moment.
+LOCK_WAIT = 10.0
+DEFAULT_THREADS = 4
+DEFAULT_LISTEN = "unix"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `thinpoold` was told. `cache_size` is in bytes, None for the pool's own choice."""
+
+    listen: str = DEFAULT_LISTEN
+    threads: int = DEFAULT_THREADS
+    cache_size: int | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the program."""
+    # Not imported above: the process that becomes nbdkit has no use for the rest of this module.
+    from thinpoold.cli.daemon import command
+    from thinpoold.cli.run import run
+
+    run(command, argv)
+
+
+def background(paths: PoolPaths, options: Options) -> dict[str, object]:
+    """Start the daemon detached, and return its run facts once it serves."""
+    listen_options(paths, options.listen)
+    words = ["--listen", options.listen, "--threads", str(options.threads)]
+    if options.cache_size is not None:
+        words += ["--cache-size", str(options.cache_size)]
+    return launch.start(paths, words)
+
+
+def foreground(paths: PoolPaths, options: Options) -> NoReturn:
+    """Become the daemon. Raises ThinPoolError while that can still be refused."""
+    ready = os.environ.pop(READY_FD, None)
+    ready_fd = int(ready) if ready is not None else None
+    try:
+        _become(paths, options, ready_fd)
+    except ThinPoolError as error:
+        if ready_fd is not None:
+            launch.report_failure(ready_fd, error)
+        raise
+
+
+def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoReturn:
+    paths.require_pool()
+    listen, uri = listen_options(paths, options.listen)
+    nbdkit, script = find_nbdkit(), find_plugin()
+    lock_fd = lock.acquire(paths, lock.DAEMON, LOCK_WAIT)
+    make_run_dir(paths)
+    argv = [nbdkit, "--foreground", *listen, "--pidfile", str(paths.pid_file)]
+    argv += ["--threads", str(options.threads)]
+    if os.environ.get("THINPOOL_DEBUG"):
+        argv += ["--verbose"]
+    argv += ["python", f"script={script}", f"pool={paths.directory}"]
+    if options.cache_size is not None:
+        argv += [f"cache-size={options.cache_size}"]
+    for fd in (lock_fd, ready_fd):
+        if fd is not None:
+            os.set_inheritable(fd, True)
+    os.environ[ENVIRONMENT] = environment(lock_fd, ready_fd, paths.run_dir, uri)
+    os.environ["PATH"] = search_path()
+    os.umask(0o077)
+    block_end_signals()
+    os.execv(nbdkit, argv)
+
+
+def listen_options(paths: PoolPaths, listen: str) -> tuple[list[str], str]:
+    """Return nbdkit's options for `unix` or ADDR:PORT, and the server's URI.
+
+    Raises UserError for what is neither, or not loopback.
+    """
+    if listen == "unix":
+        return ["--unix", str(paths.nbd_socket)], unix_uri(paths.nbd_socket)
+    address, port = _split_address(listen)
+    if not _is_loopback(address):
+        raise UserError(
+            f"will not listen on {listen}: without TLS only loopback addresses are safe; "
+            "use 127.0.0.1:PORT, [::1]:PORT or unix"
+        )
+    return ["--ipaddr", address, "--port", str(port)], tcp_uri(address, port)
+
+
+def _split_address(listen: str) -> tuple[str, int]:
+    address, colon, port = listen.rpartition(":")
+    address = address.removeprefix("[").removesuffix("]")
+    digits = port if port.isascii() and port.isdigit() else "0"
+    if not colon or not address or not 0 < int(digits[:6]) < 65536:
+        raise UserError(
+            f"cannot listen on {listen!r}: it is neither 'unix' nor ADDR:PORT with a port from 1 "
+            "to 65535; write 127.0.0.1:10809, say"
+        )
+    return address, int(digits)
+
+
+def _is_loopback(address: str) -> bool:
+    if address == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(address).is_loopback
+    return False
+
+
+def find_nbdkit() -> str:
+    """Return the path of nbdkit. Raises ThinPoolError when it is not installed."""
+    # Debian keeps it in /usr/bin, others in /usr/sbin, which a user's PATH may lack.
+    found = shutil.which("nbdkit", path=os.pathsep.join((search_path(), "/usr/sbin", "/sbin")))
+    if found is None:
+        raise ThinPoolError(
+            "nbdkit is not installed: install the packages nbdkit and nbdkit-plugin-python"
+        )
+    return found
+
+
+def find_plugin() -> Path:
+    """Return nbdkit's script: the wheel's copy, or the checkout's."""
+    package = Path(thinpoold.__file__).parent
+    candidates = (package / "_plugin" / "thinpool.py", package.parent / "plugins" / "thinpool.py")
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    raise ThinPoolError(f"no nbdkit script at {candidates[0]}: the installation is incomplete")
+
+
+def search_path() -> str:
+    """Return PATH with this interpreter's directory first.
+
+    That is how the interpreter inside nbdkit finds the virtual environment it belongs to.
+    """
+    path = os.environ.get("PATH", os.defpath)
+    own = os.path.dirname(sys.executable)
+    return own if not path else os.pathsep.join((own, path))
+
+
+def make_run_dir(paths: PoolPaths) -> None:
+    """Make the directory of the sockets, ours alone, and clear it. The caller holds the lock."""
+    try:
+        paths.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = paths.run_dir.lstat()
+        # Under /tmp, another user could have made it first.
+        if status.st_uid != os.geteuid() or not paths.run_dir.is_dir():
+            raise ThinPoolError(f"{paths.run_dir} belongs to user {status.st_uid}: remove it")
+        paths.run_dir.chmod(0o700)
+        for name in RUN_FILES:
+            (paths.run_dir / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ThinPoolError(f"run directory {paths.run_dir}: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Starting and stopping the daemon of a pool from another process.
+
+The daemon inherits the writing end of a pipe and writes one line when it serves, or why it cannot;
+when it dies first, the end of the pipe says so and the log says why. Nothing is timed.
+
+Thread-safety: one thread at a time a pool.
+"""
+
+import json
+import os
+import select
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from thinpoold import lock
+from thinpoold.control.client import ControlClient
+from thinpoold.control.codes import one_line
+from thinpoold.errors import ControlError, DeviceError, PoolNotRunning, ThinPoolError
+from thinpoold.paths import PoolPaths
+from thinpoold.runtime import READY_FD
+
+# At a start, a longer log is put aside as thinpoold.log.1.
+MAX_LOG = 4 << 20
+_REASON_BYTES = 8192
+
+
+def start(paths: PoolPaths, options: Sequence[str] = ()) -> dict[str, Any]:
+    """Start the daemon in the background with `options` of thinpoold; return its run facts.
+
+    Returns when the pool serves. Raises ThinPoolError, with the daemon's reason, when it cannot.
+    """
+    paths.require_pool()
+    if lock.is_held(paths) and lock.holder(paths).what == lock.DAEMON:
+        raise lock.locked(paths)
+    log_fd = _open_log(paths)
+    log_start = os.lseek(log_fd, 0, os.SEEK_END)
+    ready, ready_child = os.pipe()
+    try:
+        pid = _spawn(paths, options, log_fd, ready_child)
+        os.close(ready_child)
+        ready_child = -1
+        try:
+            message = _read_line(ready)
+        except KeyboardInterrupt:
+            os.kill(pid, 15)
+            raise
+        return _outcome(paths, pid, message, log_start)
+    finally:
+        for fd in (log_fd, ready, ready_child):
+            if fd >= 0:
+                os.close(fd)
+
+
+def stop(paths: PoolPaths) -> dict[str, Any]:
+    """Stop the daemon and wait until its process is gone; return what it answered.
+
+    Raises PoolNotRunning when there is none, ControlError when one is there but cannot be asked.
+    """
+    try:
+        client = ControlClient.connect(paths.control_socket)
+    except PoolNotRunning:
+        if lock.is_held(paths):
+            who = lock.holder(paths)
+            raise ControlError(
+                f"process {who.pid} ({who.what}) holds the pool but does not answer; try again, "
+                f"or end it with 'kill {who.pid}'"
+            ) from None
+        raise
+    with client:
+        # Opened before the request, so that the process meant is the one waited for.
+        try:
+            process = os.pidfd_open(client.server_pid)
+        except ProcessLookupError:
+            raise PoolNotRunning("the pool is not running: it has just stopped") from None
+        try:
+            answer: dict[str, Any] = client.call("stop")
+            client.close()
+            select.select([process], [], [])
+        finally:
+            os.close(process)
+    return answer
+
+
+def _open_log(paths: PoolPaths) -> int:
+    try:
+        if paths.log.exists() and paths.log.stat().st_size > MAX_LOG:
+            paths.log.replace(paths.log.with_name(paths.log.name + ".1"))
+        return os.open(paths.log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DeviceError(f"{paths.log}: {error.strerror}", error.errno or 0) from None
+
+
+def _spawn(paths: PoolPaths, options: Sequence[str], log_fd: int, ready: int) -> int:
+    argv = [sys.executable, "-m", "thinpoold.daemon", "--foreground", *options]
+    argv += ["--", str(paths.directory)]
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.posix_spawn(
+            sys.executable,
+            argv,
+            {**os.environ, READY_FD: str(ready)},
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, log_fd, 1),
+                (os.POSIX_SPAWN_DUP2, log_fd, 2),
+                # Onto itself: that takes close-on-exec away, in the child alone.
+                (os.POSIX_SPAWN_DUP2, ready, ready),
+            ],
+            setsid=True,
+        )
+    finally:
+        os.close(null)
+
+
+def _read_line(fd: int) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = os.read(fd, 65536)
+        if not piece:
+            break
+        line += piece
+    return line
+
+
+def _outcome(paths: PoolPaths, pid: int, message: bytes, log_start: int) -> dict[str, Any]:
+    try:
+        report = json.loads(message) if message else {}
+    except ValueError:
+        report = {}
+    facts = report.get("ready")
+    if isinstance(facts, dict):
+        return facts
+    _, status = os.waitpid(pid, 0)
+    reason = report.get("error") or _last_words(paths, log_start)
+    if reason:
+        raise ThinPoolError(f"cannot start pool {paths.directory}: {reason}")
+    raise ThinPoolError(
+        f"cannot start pool {paths.directory}: {_ending(status)} and said nothing; see {paths.log}"
+    )
+
+
+def _ending(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"signal {-code} ended it" if code < 0 else f"it ended with status {code}"
+
+
+def _last_words(paths: PoolPaths, log_start: int) -> str:
+    """Return the last line that the daemon or nbdkit wrote since `log_start`, or ''."""
+    with open(paths.log, "rb") as log:
+        log.seek(0, os.SEEK_END)
+        log.seek(max(log_start, log.tell() - _REASON_BYTES))
+        lines = log.read().decode("utf-8", "replace").splitlines()
+    said = [line.strip() for line in lines if line.strip()]
+    named = [line for line in said if line.startswith(("thinpoold: ", "nbdkit: "))]
+    for line in reversed(named or said):
+        return line.removeprefix("thinpoold: ").removeprefix("nbdkit: error: ")
+    return ""
+
+
+def report_failure(ready_fd: int, error: Exception) -> None:
+    """Tell `start`, which waits at the other end of `ready_fd`, why there will be no daemon."""
+    try:
+        os.write(ready_fd, json.dumps({"error": one_line(error)}).encode() + b"\n")
+    except OSError:
+        pass

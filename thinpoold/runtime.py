@@ -1,0 +1,208 @@
+"""What the process of a running pool has besides the pool: control socket, lock, readiness, end.
+
+`thinpoold` prepares all this and becomes nbdkit; the plugin finds it again here:
+
+    runtime = from_environment()          first thing in after_fork
+    pool = Pool.open(..., runtime.lock_fd)
+    runtime.serve(pool)                   last thing in after_fork; runtime.fail(error) on failure
+    runtime.close()                       first thing in cleanup
+
+Invariants
+
+1. Readiness is reported once, when control socket and pool both answer, or with the reason why not.
+2. The end has one way in: SIGTERM or SIGINT, which `thinpoold` blocked before it became nbdkit, and
+   which one thread waits for. nbdkit alone would wait for idle clients to speak before it ends; so
+   the thread first lets nbdkit stop accepting, then shuts the receiving side of its clients'
+   connections: requests under way are answered, and then nbdkit sees them end.
+
+Thread-safety: the four calls come from nbdkit's main thread. `run_facts` and `stop` may come from
+any.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from thinpoold.control.codes import one_line
+from thinpoold.control.dispatch import Dispatcher
+from thinpoold.control.server import ControlServer
+from thinpoold.paths import CONTROL_SOCKET, RUN_FILES
+
+log = logging.getLogger(__name__)
+
+# One variable, one JSON document: what `thinpoold` leaves to the process it becomes.
+ENVIRONMENT = "THINPOOLD_RUNTIME"
+READY_FD = "THINPOOLD_READY_FD"
+
+_LOOK_AGAIN = 0.1
+
+_END_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+
+
+@dataclass
+class Runtime:
+    """The process's own side of a running pool. Without `run_dir`, nbdkit was run by hand."""
+
+    lock_fd: int | None = None
+    ready_fd: int | None = None
+    run_dir: Path | None = None
+    server_uri: str = ""
+    pool: Any = None
+    _server: ControlServer | None = field(default=None, repr=False)
+
+    @property
+    def control_socket(self) -> Path | None:
+        return self.run_dir / CONTROL_SOCKET if self.run_dir is not None else None
+
+    def serve(self, pool: Any) -> None:
+        """Open the control socket over `pool` and report readiness. Raises OSError."""
+        self.pool = pool
+        path = self.control_socket
+        if path is None:
+            return
+        server = ControlServer(path, Dispatcher(self).answer)
+        server.start()
+        self._server = server
+        self._report({"ready": self.run_facts()})
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Report that the pool cannot be served, and end the process with status 1.
+
+        Raising instead would make nbdkit print a traceback.
+        """
+        reason = one_line(error)
+        self._report({"error": reason})
+        if os.environ.get("THINPOOL_DEBUG"):
+            log.error("cannot start", exc_info=error)
+        sys.stderr.write(f"thinpoold: {reason}\n")
+        sys.stderr.flush()
+        self._remove_run_files()
+        os._exit(1)
+
+    def close(self) -> None:
+        """End the control socket; requests under way are answered first."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self._remove_run_files()
+
+    def run_facts(self) -> dict[str, Any]:
+        """Return what `status` says of the process."""
+        path = self.control_socket
+        return {
+            "running": True,
+            "pid": os.getpid(),
+            "uri": self.server_uri,
+            "control_socket": str(path) if path is not None else None,
+        }
+
+    def stop(self) -> None:
+        """Begin to shut down; returns at once."""
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _report(self, message: dict[str, Any]) -> None:
+        fd, self.ready_fd = self.ready_fd, None
+        if fd is None:
+            return
+        try:
+            os.write(fd, json.dumps(message).encode() + b"\n")
+        except OSError:
+            # Whoever started the daemon did not wait for it.
+            pass
+        os.close(fd)
+
+    def _remove_run_files(self) -> None:
+        if self.run_dir is not None:
+            for name in RUN_FILES:
+                (self.run_dir / name).unlink(missing_ok=True)
+
+
+def environment(lock_fd: int, ready_fd: int | None, run_dir: Path, uri: str) -> str:
+    """Return the value of ENVIRONMENT that `from_environment` reads."""
+    return json.dumps(
+        {"lock_fd": lock_fd, "ready_fd": ready_fd, "run_dir": str(run_dir), "uri": uri}
+    )
+
+
+def from_environment() -> Runtime:
+    """Return what `thinpoold` left for this process, and start to wait for the signals to end."""
+    text = os.environ.pop(ENVIRONMENT, None)
+    if text is None:
+        return Runtime()
+    left = json.loads(text)
+    for fd in (left["lock_fd"], left["ready_fd"]):
+        if fd is not None:
+            os.set_inheritable(fd, False)
+    runtime = Runtime(left["lock_fd"], left["ready_fd"], Path(left["run_dir"]), left["uri"])
+    threading.Thread(target=_wait_for_end, name="signals", daemon=True).start()
+    return runtime
+
+
+def block_end_signals() -> None:
+    """Leave SIGTERM and SIGINT to the thread of `from_environment`. The mask survives exec."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
+
+
+def _wait_for_end() -> None:
+    number = signal.sigwait(_END_SIGNALS)
+    sockets = _sockets()
+    listening = {name for fd in sockets if (name := _local_name(fd, listening=True))}
+    listening = {name for name in listening if not str(name).endswith(CONTROL_SOCKET)}
+    # Now to nbdkit's own handler, on this thread.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _END_SIGNALS)
+    signal.raise_signal(number)
+    # nbdkit may be about to accept one more, so look again until there is none.
+    while _hang_up(listening):
+        threading.Event().wait(_LOOK_AGAIN)
+
+
+def _hang_up(listening: set[Any]) -> bool:
+    """Shut the receiving side of NBD clients' connections; return whether there were any.
+
+    They are nbdkit's, and it tells nobody, but they share their local address with its listening
+    socket, whose addresses are in `listening`.
+    """
+    clients = [fd for fd in _sockets() if _local_name(fd, listening=False) in listening]
+    for fd in clients:
+        _shut_receiving(fd)
+    return bool(clients)
+
+
+def _sockets() -> list[int]:
+    return [fd for fd in map(int, os.listdir("/proc/self/fd")) if _is_socket(fd)]
+
+
+def _is_socket(fd: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:
+        return False
+
+
+def _local_name(fd: int, *, listening: bool) -> Any:
+    """Return the local address of a socket that listens, or of one that does not; None if not."""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as copy:
+            if copy.type != socket.SOCK_STREAM:
+                return None
+            if bool(copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) != listening:
+                return None
+            return copy.getsockname() or None
+    except OSError:
+        return None
+
+
+def _shut_receiving(fd: int) -> None:
+    try:
+        with socket.socket(fileno=os.dup(fd)) as copy:
+            copy.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass
