@@ -262,8 +262,6 @@ class SpaceMap:
         """
         self._load()
         last = self.nr_bitmaps - 1
-        if nr_blocks < self.nr_blocks:
-            raise ValueError(f"the {self.name} cannot shrink from {self.nr_blocks} blocks")
         if last < 0 or self._length(last) == ENTRIES_PER_BITMAP:
             return
         length = min(ENTRIES_PER_BITMAP, nr_blocks - last * ENTRIES_PER_BITMAP)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from thinmeta.errors import NoDataSpace
 from thinmeta.format.superblock import SpaceMapRoot
+from thinmeta.format.values import MAX_DATA_BLOCKS
 from thinmeta.spacemap.allocator import Allocator
 from thinmeta.spacemap.counts import SpaceMap
 from thinmeta.spacemap.index import TreeIndex
@@ -78,7 +79,12 @@ class DataSpaceMap(SpaceMap):
             self._allocator.freed(freed[0][0])
 
     def resize(self, nr_blocks: int) -> None:
-        """Cover more blocks.  Raises `ValueError` for fewer."""
+        """Cover more blocks.  Raises `ValueError` for fewer, or more than the format allows."""
+        if not self.nr_blocks <= nr_blocks <= MAX_DATA_BLOCKS:
+            raise ValueError(
+                f"{nr_blocks} data blocks: not within the {self.nr_blocks} there are"
+                f" and the format's {MAX_DATA_BLOCKS}"
+            )
         old = self.nr_blocks
         self.extend(nr_blocks)
         self._allocator.freed(old)

@@ -1,6 +1,7 @@
 """The thin metadata: what dm-thin keeps of its devices and their mappings."""
 
+from thinmeta.format.values import DeviceDetails
 from thinmeta.thin.mappings import Mapping, Run
-from thinmeta.thin.metadata import DeviceDetails, ThinMetadata
+from thinmeta.thin.metadata import ThinMetadata
 
 __all__ = ["DeviceDetails", "Mapping", "Run", "ThinMetadata"]

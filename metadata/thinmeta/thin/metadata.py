@@ -31,10 +31,9 @@ from struct import Struct
 from thinmeta.btree import Tree
 from thinmeta.buffers import BufferCache, Pressure
 from thinmeta.errors import NoMetadataSpace
-from thinmeta.format.block import BLOCK_SIZE, Kind
+from thinmeta.format.block import Kind
 from thinmeta.format.superblock import NEEDS_CHECK_FLAG, SUPERBLOCK_BLOCK, Superblock
 from thinmeta.format.values import (
-    MAX_DATA_BLOCKS,
     MAX_TIME,
     TIME_BITS,
     DeviceDetails,
@@ -81,7 +80,6 @@ class ThinMetadata:
         Raises `ValueError` for a block size or number of blocks that the format does not allow.
         """
         check_data_block_sectors(data_block_sectors)
-        _check_data_blocks(data_blocks)
         self = cls(store, BufferCache(cache_bytes))
         self.uuid = uuid
         self._data_block_sectors = data_block_sectors
@@ -293,12 +291,10 @@ class ThinMetadata:
         return removed
 
     def resize_data(self, data_blocks: int) -> None:
-        """The data device has grown.  Raises `ValueError` if it would shrink."""
-        _check_data_blocks(data_blocks)
-        if data_blocks < self.data_blocks:
-            raise ValueError(
-                f"a data device cannot shrink from {self.data_blocks} blocks to {data_blocks}"
-            )
+        """The data device has grown.
+
+        Raises `ValueError` if it would shrink, or is larger than the format allows.
+        """
         self._data.resize(data_blocks)
 
     # --- records --------------------------------------------------------------------------------
@@ -402,11 +398,3 @@ class ThinMetadata:
             transaction_id=self._transaction_id,
             held_root=self._held_root,
         )
-
-
-def _check_data_blocks(data_blocks: int) -> None:
-    if not 0 <= data_blocks <= MAX_DATA_BLOCKS:
-        raise ValueError(f"{data_blocks} data blocks are more than the format's {MAX_DATA_BLOCKS}")
-
-
-__all__ = ["BLOCK_SIZE", "DeviceDetails", "Mapping", "Run", "ThinMetadata"]
