@@ -13,7 +13,7 @@ import click
 
 from thinpoold.names import check_name
 from thinpoold.paths import PoolPaths, resolve_pool
-from thinpoold.sizes import MAX_BLOCK_SIZE, check_volume_size, parse_size
+from thinpoold.sizes import check_any_size, parse_size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -71,7 +71,7 @@ class VolumeSize(Size):
     """A size that some volume may have; the pool knows the exact limit."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return check_volume_size(super().convert(value, param, ctx), MAX_BLOCK_SIZE)
+        return check_any_size(super().convert(value, param, ctx), "volume")
 
 
 def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:

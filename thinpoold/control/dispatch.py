@@ -40,7 +40,8 @@ class Dispatcher:
         raises."""
         method = METHODS.get(name)
         if method is None:
-            raise RpcError(METHOD_NOT_FOUND, f"no method {name[:40]!r}; see docs/control-protocol.md")
+            known = ", ".join(METHODS)
+            raise RpcError(METHOD_NOT_FOUND, f"no method {name[:40]!r}; there are: {known}")
         params = bind(method.params, given)
         with self._changing if method.changes else contextlib.nullcontext():
             return method.run(self._host, params)

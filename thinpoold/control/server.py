@@ -7,8 +7,8 @@ Invariants
 
 1. Nothing a client sends ends its connection: a line that is too long or makes no sense gets an
    error, and what follows the next line feed is read as usual.
-2. At most `max_connections` are open. When one more comes, the one that has been idle longest is
-   closed for it; when all are busy, the newcomer is told so.
+2. At most `max_connections` are open. When one more comes, the idle one that asked for nothing for
+   the longest time is closed for it; when all are busy, the newcomer is told so.
 3. A client that does not read its answers is dropped after `send_timeout`.
 4. `close` lets requests under way finish and their answers out, and leaves no thread behind.
 
@@ -129,7 +129,7 @@ class ControlServer:
         if len(self._connections) < self._max_connections:
             return None
         idle = [connection for connection in self._connections if not connection.busy]
-        return min(idle, key=lambda connection: connection.idle_since, default=None)
+        return min(idle, key=lambda connection: connection.last_request, default=None)
 
     def _forget(self, connection: "_Connection") -> None:
         with self._lock:
@@ -139,7 +139,7 @@ class ControlServer:
 class _Connection:
     """One client. Its thread reads, answers and closes; the others only look and shut down.
 
-    `busy` and `idle_since` are written by the connection's thread and read, for a hint, by others.
+    `busy` and `last_request` are the connection's thread's; others read them for a hint.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class _Connection:
         self._send_timeout = send_timeout
         self._forget = forget
         self.busy = False
-        self.idle_since = time.monotonic()
+        self.last_request = time.monotonic()
         self.thread = threading.Thread(target=self._run, name="control client", daemon=True)
 
     def finish(self) -> None:
@@ -220,10 +220,10 @@ class _Connection:
 
     def _handle(self, line: bytes) -> None:
         self.busy = True
+        self.last_request = time.monotonic()
         try:
             self._send(self._answer(line))
         finally:
-            self.idle_since = time.monotonic()
             self.busy = False
 
     def _too_long(self) -> None:

@@ -1,0 +1,90 @@
+"""The pool's lock: one holder, named to others, handed through exec, gone with its process."""
+
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from thinpoold import lock
+from thinpoold.errors import DeviceError, PoolLocked
+from thinpoold.paths import PoolPaths, pool_paths
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> PoolPaths:
+    return pool_paths(tmp_path)
+
+
+def test_the_second_is_refused_and_told_who(paths: PoolPaths) -> None:
+    fd = lock.acquire(paths, "thinpool create")
+    assert lock.is_held(paths)
+    assert lock.holder(paths) == lock.Holder(os.getpid(), "thinpool create")
+    with pytest.raises(PoolLocked, match=f"process {os.getpid()} \\(thinpool create\\)") as refusal:
+        lock.acquire(paths, "thinpool list", wait=0.05)
+    assert refusal.value.pid == os.getpid()
+    os.close(fd)
+    assert not lock.is_held(paths)
+    os.close(lock.acquire(paths, "thinpool list"))
+
+
+def test_a_holder_that_did_not_say_who_it_is(paths: PoolPaths) -> None:
+    fd = lock.acquire(paths, "x")
+    os.ftruncate(fd, 0)
+    with pytest.raises(PoolLocked, match="another process"):
+        lock.acquire(paths, "y")
+    os.close(fd)
+
+
+def test_no_lock_file(paths: PoolPaths) -> None:
+    assert not lock.is_held(paths)
+    assert lock.holder(paths) == lock.Holder(0, "")
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="No such file"):
+        lock.acquire(pool_paths(tmp_path / "no"), "x")
+
+
+def test_the_lock_outlives_exec_and_dies_with_the_process(paths: PoolPaths) -> None:
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from thinpoold import lock, paths\n"
+        "fd = lock.acquire(paths.pool_paths(Path(sys.argv[1])), lock.DAEMON)\n"
+        "os.set_inheritable(fd, True)\n"
+        "os.execv('/bin/sh', ['sh', '-c', 'echo ready; read line'])\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(paths.directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        with pytest.raises(PoolLocked, match=f"process {child.pid} .*it runs already"):
+            lock.acquire(paths, "x")
+        child.kill()
+    os.close(lock.acquire(paths, "x"))
+
+
+def test_waiting_for_a_short_command(paths: PoolPaths) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from thinpoold import lock, paths\n"
+        "print('ready', flush=True)\n"
+        "lock.acquire(paths.pool_paths(Path(sys.argv[1])), 'x', wait=600)\n"
+        "print('taken', flush=True)\n"
+    )
+    fd = lock.acquire(paths, "y")
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(paths.directory)], stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        assert not select.select([child.stdout], [], [], 0.1)[0]
+        os.close(fd)
+        assert child.stdout.readline() == b"taken\n"

@@ -1,0 +1,56 @@
+"""The rule for names: what keeps it, what breaks it, and that the refusal states it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thinpoold.errors import InvalidName
+from thinpoold.names import MAX_NAME_BYTES, RULE, check_name
+
+
+@pytest.mark.parametrize(
+    "name", ["a", ".", "..", "-x", "my disk", "größe", "磁盘", "x" * 127, "?#%&=", "\u200d"]
+)
+def test_good_names(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("", "is empty"),
+        ("x" * 128, "has 128 bytes"),
+        ("ü" * 64, "has 128 bytes"),
+        ("a/b", "has a '/'"),
+        ("a\nb", "control character"),
+        ("a\0b", "control character"),
+        ("a\x7fb", "control character"),
+        ("a\x85b", "control character"),
+        ("a\u2028b", "control character"),
+        ("a\udc80", "not valid UTF-8"),
+    ],
+)
+def test_bad_names_are_refused_with_the_rule(name: str, problem: str) -> None:
+    with pytest.raises(InvalidName) as refusal:
+        check_name(name)
+    message = str(refusal.value)
+    assert problem in message
+    assert RULE in message
+    assert "\n" not in message
+
+
+def test_the_message_says_what_kind_of_thing_was_named() -> None:
+    with pytest.raises(InvalidName, match="bad pool name"):
+        check_name("", "pool")
+
+
+@given(st.text())
+def test_any_text_is_a_name_or_refused(text: str) -> None:
+    try:
+        assert check_name(text) == text
+    except InvalidName:
+        return
+    encoded = text.encode()
+    assert 1 <= len(encoded) <= MAX_NAME_BYTES
+    assert b"/" not in encoded
+    assert not any(byte < 0x20 or byte == 0x7F for byte in encoded)

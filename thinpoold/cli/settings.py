@@ -1,0 +1,114 @@
+"""`thinpool set`, `get` and `grow`."""
+
+from typing import Any
+
+import click
+
+from thinpoold.cli import output
+from thinpoold.cli.backend import Backend
+from thinpoold.cli.options import Size, Text, chosen_pool, json_option, verb
+from thinpoold.errors import InvalidSetting
+from thinpoold.settings import as_text, parse
+from thinpoold.sizes import check_any_size
+
+
+@verb("set")
+@click.argument("words", metavar="KEY=VALUE...", nargs=-1, required=True, type=Text())
+@json_option
+def set_(words: tuple[str, ...], pool: str | None, as_json: bool) -> None:
+    """Change settings of a pool, running or not. All of them or, if one will not do, none.
+
+    \b
+      on-full=queue|error       writes that find no space wait, or fail
+      full-timeout=SECONDS      how long they wait; 0 for ever
+      discard=passdown|nopassdown|ignore
+                                punch freed blocks out of the data device, only unmap them, or
+                                take no discards
+      skip-zeroing=yes|no       leave old bytes in the unwritten part of new blocks
+      low-water=PERCENT%        with less space free, the log warns
+
+    \b
+    Example:
+      thinpool -p mypool set on-full=error low-water=5%
+
+    Exit status: 0 changed, durably; 1 refused (no such setting, a bad value) or failed.
+    """
+    settings = parse(_split(words))
+    answer = Backend(chosen_pool(pool)).call("set", settings=settings)
+    _show(answer, as_json)
+
+
+@verb("get")
+@click.argument("keys", metavar="[KEY]...", nargs=-1, type=Text())
+@json_option
+def get(keys: tuple[str, ...], pool: str | None, as_json: bool) -> None:
+    """Show the settings of a pool: all, or those named.
+
+    \b
+    Examples:
+      thinpool -p mypool get
+      thinpool -p mypool get on-full
+
+    Exit status: 0 shown; 1 no such setting, or failed.
+    """
+    answer = Backend(chosen_pool(pool)).call("get")
+    if keys:
+        answer = {"settings": _chosen(answer["settings"], keys)}
+    _show(answer, as_json)
+
+
+@verb("grow")
+@click.option("--size", metavar="SIZE", type=Size(), required=True, help="The new size.")
+@json_option
+def grow(size: int, pool: str | None, as_json: bool) -> None:
+    """Make the data device of a pool larger, running or not.
+
+    A data file is made larger, sparse. A block device must have been made larger before; then SIZE
+    is how much of it the pool uses.
+
+    \b
+    Example:
+      thinpool -p mypool grow --size 200G
+
+    Exit status: 0 grown, durably; 1 refused (a bad size, smaller than now) or failed.
+    """
+    check_any_size(size, "pool")
+    answer = Backend(chosen_pool(pool)).call("grow", size=size)
+    if as_json:
+        output.emit_json(answer)
+    else:
+        output.emit(f"grown to {output.size(answer['data']['size'])}")
+
+
+def _split(words: tuple[str, ...]) -> dict[str, str]:
+    settings = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise click.UsageError(
+                f"'{word}' is not KEY=VALUE", click.get_current_context(silent=True)
+            )
+        name = key.replace("-", "_")
+        if name in settings:
+            raise InvalidSetting(f"setting {key} is given twice: give it once")
+        settings[name] = value
+    return settings
+
+
+def _chosen(settings: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    chosen = {}
+    for key in keys:
+        name = key.replace("-", "_")
+        if name not in settings:
+            known = ", ".join(one.replace("_", "-") for one in settings)
+            raise InvalidSetting(f"no setting {key[:40]!r}: there are {known}")
+        chosen[name] = settings[name]
+    return chosen
+
+
+def _show(answer: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        output.emit_json(answer)
+        return
+    for name, value in answer["settings"].items():
+        output.emit(f"{name.replace('_', '-')}={as_text(name, value)}")

@@ -1,0 +1,107 @@
+"""A pool's settings: what they are, which values they take, how they are written.
+
+They are kept with the pool as JSON. A value may come as text, from a command line, or as JSON; both
+are checked here, before anything happens. Pure functions over frozen values.
+
+    on_full        `queue` or `error`: writes that find no free block wait, or fail with ENOSPC
+    full_timeout   seconds that queued writes wait before they fail; 0 for ever
+    discard        `passdown`: freed blocks are punched out of the data device; `nopassdown`: they
+                   are only unmapped; `ignore`: clients' discards do nothing
+    skip_zeroing   true: a new block that a write fills in part keeps what was there before. Only
+                   for a pool whose volumes all have one owner
+    low_water      per cent of the data space: with less free, the log warns
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from thinpoold.errors import InvalidSetting
+
+Value: TypeAlias = str | int | bool
+
+ON_FULL = ("queue", "error")
+DISCARD = ("passdown", "nopassdown", "ignore")
+MAX_TIMEOUT = 7 * 24 * 3600
+
+_YES = ("true", "yes", "on", "1")
+_NO = ("false", "no", "off", "0")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings that can be changed at any time. The module says what each means."""
+
+    on_full: str = "queue"
+    full_timeout: int = 60
+    discard: str = "passdown"
+    skip_zeroing: bool = False
+    low_water: int = 10
+
+    def changed(self, changes: Mapping[str, Value]) -> "Settings":
+        """Return these settings with some changed, all of them checked first.
+
+        Names may be written with `-` for `_`. Raises InvalidSetting.
+        """
+        return dataclasses.replace(self, **parse(changes))
+
+    def as_json(self) -> dict[str, Value]:
+        return dataclasses.asdict(self)
+
+
+def parse(changes: Mapping[str, Value]) -> dict[str, Any]:
+    """Return settings by their names, as the values they have. Raises InvalidSetting."""
+    result = {}
+    for given, value in changes.items():
+        name = given.replace("-", "_")
+        rule = _RULES.get(name)
+        if rule is None:
+            choice = ", ".join(known.replace("_", "-") for known in _RULES)
+            raise InvalidSetting(f"no setting {given[:40]!r}: there are {choice}")
+        read, values = rule
+        checked = read(value)
+        if checked is None:
+            shown = given.replace("_", "-")
+            raise InvalidSetting(f"{shown} cannot be {str(value)[:40]!r}: it is {values}")
+        result[name] = checked
+    return result
+
+
+def as_text(name: str, value: Value) -> str:
+    """Return a setting's value as `set` takes it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value}%" if name == "low_water" else str(value)
+
+
+def _one_of(words: tuple[str, ...]) -> Callable[[Value], str | None]:
+    return lambda value: value if isinstance(value, str) and value in words else None
+
+
+def _flag(value: Value) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    word = value.lower() if isinstance(value, str) else ""
+    return True if word in _YES else False if word in _NO else None
+
+
+def _whole(most: int, unit: str) -> Callable[[Value], int | None]:
+    def read(value: Value) -> int | None:
+        if isinstance(value, str):
+            digits = value.removesuffix(unit)
+            if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+                return None
+            value = int(digits)
+        return value if not isinstance(value, bool) and 0 <= value <= most else None
+
+    return read
+
+
+_RULES: dict[str, tuple[Callable[[Value], Value | None], str]] = {
+    "on_full": (_one_of(ON_FULL), "queue or error"),
+    "full_timeout": (_whole(MAX_TIMEOUT, "s"), f"0 to {MAX_TIMEOUT} seconds, 0 for no limit"),
+    "discard": (_one_of(DISCARD), "passdown, nopassdown or ignore"),
+    "skip_zeroing": (_flag, "yes or no"),
+    "low_water": (_whole(100, "%"), "0% to 100%"),
+}
