@@ -152,10 +152,13 @@ def _last_words(paths: PoolPaths, log_start: int) -> str:
         log.seek(max(log_start, log.tell() - _REASON_BYTES))
         lines = log.read().decode("utf-8", "replace").splitlines()
     said = [line.strip() for line in lines if line.strip()]
-    named = [line for line in said if line.startswith(("thinpoold: ", "nbdkit: "))]
-    for line in reversed(named or said):
-        return line.removeprefix("thinpoold: ").removeprefix("nbdkit: error: ")
-    return ""
+    for place in range(len(said) - 1, -1, -1):
+        if said[place].startswith(("thinpoold: ", "nbdkit: ")):
+            line = said[place].removeprefix("thinpoold: ").removeprefix("nbdkit: error: ")
+            # nbdkit's own line names the script alone; what Python said stands before it.
+            cause = said[place - 1] if place and "nbdkit: error:" in said[place] else ""
+            return f"{line}: {cause}" if cause else line
+    return said[-1] if said else ""
 
 
 def report_failure(ready_fd: int, error: Exception) -> None:

@@ -19,6 +19,7 @@ Thread-safety: the four calls come from nbdkit's main thread. `run_facts` and `s
 any.
 """
 
+import ctypes
 import json
 import logging
 import os
@@ -43,6 +44,7 @@ ENVIRONMENT = "THINPOOLD_RUNTIME"
 READY_FD = "THINPOOLD_READY_FD"
 
 _LOOK_AGAIN = 0.1
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _END_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 
@@ -142,6 +144,7 @@ def from_environment() -> Runtime:
         if fd is not None:
             os.set_inheritable(fd, False)
     runtime = Runtime(left["lock_fd"], left["ready_fd"], Path(left["run_dir"]), left["uri"])
+    _outlive_parent()
     threading.Thread(target=_wait_for_end, name="signals", daemon=True).start()
     return runtime
 
@@ -149,6 +152,14 @@ def from_environment() -> Runtime:
 def block_end_signals() -> None:
     """Leave SIGTERM and SIGINT to the thread of `from_environment`. The mask survives exec."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
+
+
+def _outlive_parent() -> None:
+    """Undo that nbdkit in the foreground ends with its parent, which is a command that ends soon.
+
+    It asked the kernel for a signal; the thread that asked must take it back, and that is this one.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
 
 def _wait_for_end() -> None:
