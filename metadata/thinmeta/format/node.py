@@ -21,6 +21,7 @@ Thread safety: pure functions; the caller owns the buffers it passes.
 
 from __future__ import annotations
 
+import struct
 from typing import Any, Final
 
 from construct import Array, Bytes, Int32ul, Int64ul, Padding, Struct, this
@@ -56,6 +57,8 @@ FLAGS_AT: Final = offset_of(NODE_HEADER, "flags")
 ENTRIES_WORD: Final = offset_of(NODE_HEADER, "nr_entries") // 8
 KEYS_WORD: Final = HEADER_SIZE // 8
 assert FLAGS_AT == 4
+#: flags, and behind blocknr: nr_entries, max_entries, value_size.
+_HEADER_FIELDS: Final = struct.Struct("<I8xIII")
 assert offset_of(NODE_HEADER, "max_entries") == ENTRIES_WORD * 8 + 4
 
 
@@ -98,6 +101,12 @@ def init_node(data: bytearray, flags: int, value_size: int) -> None:
             "padding": 0,
         }
     )
+
+
+def header_of(data: bytes | bytearray) -> tuple[int, int, int, int]:
+    """(flags, nr_entries, max_entries, value_size), read without construct."""
+    flags, entries, room, size = _HEADER_FIELDS.unpack_from(data, FLAGS_AT)
+    return flags, entries, room, size
 
 
 def parse(data: bytes | bytearray) -> Any:
