@@ -1,0 +1,75 @@
+"""thinpool check."""
+
+import json
+import os
+from pathlib import Path
+
+from tests.conftest import PoolMaker
+from tests.integration.cli.helpers import MIB, fill, refused, volume
+from tests.support.pools import PoolRig
+
+
+def test_a_sound_pool(rig: PoolRig) -> None:
+    rig.create("a", "1M")
+    rig.snapshot("a", "a1")
+    done = rig.run("check")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("sound: ")
+    report = json.loads(rig.cli("check", "--json"))
+    assert (report["ok"], report["errors"], report["leaked_blocks"]) == (True, [], 0)
+
+
+def test_it_sees_the_last_commit_of_a_running_pool(running: PoolRig) -> None:
+    running.create("b", "8M")
+    with running.connect("b") as client:
+        client.write(0, b"x" * MIB)
+        client.flush()
+        report = running.json("check")
+        assert report["ok"]
+        assert report["mappings"] >= 16
+    fill(running, "b", MIB, offset=MIB)
+
+
+def test_it_takes_no_lock(running: PoolRig) -> None:
+    before = running.status()["transaction_id"]
+    running.cli("check")
+    assert running.status()["transaction_id"] == before
+    assert volume(running, "nobody") is None
+
+
+def test_damage_is_told_and_the_status_is_1(new_pool: PoolMaker) -> None:
+    rig = new_pool()
+    rig.create("a", "64M")
+    fill(rig, "a", 8 * MIB)
+    rig.stop()
+    metadata = rig.directory / "metadata.lmdb"
+    content = bytearray(metadata.read_bytes())
+    for place in range(8192, len(content), 997):
+        content[place] ^= 0x10
+    metadata.write_bytes(content)
+    rig.damaged = True
+    done = rig.run("check")
+    assert done.returncode == 1
+    assert done.stdout
+    assert done.stderr.startswith("thinpool: the metadata of pool ")
+    assert done.stderr.count("\n") == 1
+    told = rig.run("check", "--json")
+    assert told.returncode == 1
+    report = json.loads(told.stdout)
+    assert report["ok"] is False
+    assert report["errors"][0].keys() == {"kind", "where", "message"}
+
+
+def test_no_metadata_at_all(new_pool: PoolMaker) -> None:
+    rig = new_pool(start=False)
+    rig.damaged = True
+    metadata = rig.directory / "metadata.lmdb"
+    for content in (b"", os.urandom(1 << 16), bytes(1 << 16)):
+        metadata.write_bytes(content)
+        done = rig.run("check", "--json")
+        assert done.returncode == 1
+        assert json.loads(done.stdout)["ok"] is False
+
+
+def test_no_pool(rig: PoolRig, tmp_path: Path) -> None:
+    refused(rig, "check", "-p", str(tmp_path), says="no pool in")

@@ -1,0 +1,51 @@
+"""thinpool export-metadata."""
+
+import json
+from pathlib import Path
+
+from tests.integration.cli.helpers import MIB, fill, refused, volume, wrong_usage
+from tests.support.pools import PoolRig
+from tests.support.thin import thin_check, thin_dump
+
+
+def test_the_kernels_tools_take_it(rig: PoolRig, tmp_path: Path) -> None:
+    rig.create("a", "1M")
+    rig.snapshot("a", "a1")
+    image = tmp_path / "image"
+    done = rig.run("export-metadata", str(image))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert thin_check(image) == []
+    assert volume(rig, "a")["id"] in thin_dump(image).devices
+
+
+def test_it_holds_the_last_commit_of_a_running_pool(running: PoolRig, tmp_path: Path) -> None:
+    running.create("b", "8M")
+    image = tmp_path / "image"
+    fill(running, "b", MIB)
+    with running.connect("b"):
+        told = json.loads(running.cli("export-metadata", str(image), "--json"))
+    assert told == {"file": str(image), "size": image.stat().st_size}
+    device = thin_dump(image).devices[volume(running, "b")["id"]]
+    assert set(device.mappings) >= set(range(16))
+
+
+def test_a_file_that_is_there_is_replaced(rig: PoolRig, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"old" * MIB)
+    rig.cli("export-metadata", str(image))
+    assert thin_check(image) == []
+
+
+def test_refusals(rig: PoolRig, tmp_path: Path) -> None:
+    refused(rig, "export-metadata", str(tmp_path / "no/image"), says="no/image")
+    refused(rig, "export-metadata", str(tmp_path), says=str(tmp_path))
+    refused(rig, "export-metadata", "", says="empty")
+    wrong_usage(rig, "export-metadata", says="missing argument 'FILE'")
+
+
+def test_the_pools_own_files_are_refused(rig: PoolRig, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(rig.directory / "data")
+    for own in (rig.directory / "data", rig.directory / "metadata.lmdb", link):
+        refused(rig, "export-metadata", str(own), says="the pool's own file")
+    assert rig.json("check")["ok"]

@@ -1,0 +1,173 @@
+"""thinpool init."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.integration.cli.helpers import GIB, MIB, refused, wrong_usage
+from tests.support.pools import PoolRig
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> PoolRig:
+    """A rig whose pool is yet to be made."""
+    return PoolRig(tmp_path / "p")
+
+
+def settings(rig: PoolRig) -> dict[str, object]:
+    found: dict[str, object] = rig.json("get")["settings"]
+    return found
+
+
+def test_a_sparse_data_file_in_the_pool(fresh: PoolRig) -> None:
+    fresh.init("10G")
+    data = fresh.directory / "data"
+    assert data.stat().st_size == 10 * GIB
+    assert data.stat().st_blocks * 512 < MIB
+    status = fresh.status()
+    assert status["data"] == {"path": str(data), "size": 10 * GIB, "used": 0}
+    assert status["block_size"] == 64 << 10
+    assert (status["name"], status["volumes"], status["mode"]) == ("p", 0, "write")
+    assert status["running"] is False
+    assert fresh.inspect() == []
+
+
+def test_the_directory_is_private(fresh: PoolRig) -> None:
+    fresh.init("1G")
+    assert fresh.directory.stat().st_mode & 0o077 == 0
+    for path in (fresh.directory / "data", fresh.directory / "metadata.lmdb"):
+        assert path.stat().st_mode & 0o077 == 0
+
+
+def test_the_settings(fresh: PoolRig) -> None:
+    fresh.init(
+        "1G",
+        block_size="128K",
+        on_full="error",
+        full_timeout="5",
+        discard="nopassdown",
+        skip_zeroing=True,
+        low_water="25%",
+    )
+    assert fresh.status()["block_size"] == 128 << 10
+    assert (
+        settings(fresh).items()
+        >= {
+            "on_full": "error",
+            "full_timeout": 5,
+            "discard": "nopassdown",
+            "skip_zeroing": True,
+            "low_water": 25,
+        }.items()
+    )
+
+
+def test_the_defaults(fresh: PoolRig) -> None:
+    fresh.init("1G")
+    assert (
+        settings(fresh).items()
+        >= {
+            "on_full": "queue",
+            "full_timeout": 60,
+            "discard": "passdown",
+            "skip_zeroing": False,
+            "low_water": 10,
+        }.items()
+    )
+
+
+def test_a_file_elsewhere(fresh: PoolRig, tmp_path: Path) -> None:
+    data = tmp_path / "elsewhere"
+    fresh.init("100M", data=str(data))
+    assert data.stat().st_size == 100 * MIB
+    assert fresh.status()["data"]["path"] == str(data)
+    assert not (fresh.directory / "data").exists()
+
+
+def test_a_file_that_is_there_is_taken_as_large_as_it_is(fresh: PoolRig, tmp_path: Path) -> None:
+    data = tmp_path / "elsewhere"
+    data.touch()
+    os.truncate(data, 100 * MIB)
+    fresh.cli("init", str(fresh.directory), "--data", str(data))
+    assert fresh.status()["data"]["size"] == 100 * MIB
+
+
+def test_a_file_that_is_too_short_is_refused(fresh: PoolRig, tmp_path: Path) -> None:
+    data = tmp_path / "elsewhere"
+    data.write_bytes(b"precious" * 1024)
+    words = ("init", str(fresh.directory), "--data", str(data), "--size", "1G")
+    refused(fresh, *words, says=str(data))
+    assert data.read_bytes() == b"precious" * 1024
+    assert not fresh.directory.exists()
+
+
+def test_an_empty_directory_may_be_there(fresh: PoolRig) -> None:
+    fresh.directory.mkdir()
+    fresh.init("1G")
+
+
+def test_a_pool_is_not_made_twice(fresh: PoolRig) -> None:
+    fresh.init("1G")
+    fresh.create("kept", "1M")
+    refused(fresh, "init", str(fresh.directory), "--size", "1G", says="already")
+    assert "kept" in fresh.volumes()
+    fresh.start()
+    refused(fresh, "init", str(fresh.directory), "--size", "1G", says="already")
+    assert fresh.dispose() == []
+
+
+def test_a_directory_with_other_things_in_it_is_refused(fresh: PoolRig) -> None:
+    fresh.directory.mkdir()
+    (fresh.directory / "data").write_bytes(b"precious")
+    refused(fresh, "init", str(fresh.directory), "--size", "1G", says="data")
+    assert (fresh.directory / "data").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--size", "0"), "is zero: a pool has 64K to"),
+        (("--size", "-1G"), "is negative"),
+        (("--size", "1000000"), "not a multiple of 512"),
+        (("--size", "32K"), "too small"),
+        (("--size", "100P"), "over the format's limit"),
+        (("--size", "1X"), "is not a size"),
+        (("--size", "1G", "--block-size", "0"), "multiple of 64K, from 64K to 1G"),
+        (("--size", "1G", "--block-size", "32K"), "multiple of 64K, from 64K to 1G"),
+        (("--size", "1G", "--block-size", "100K"), "multiple of 64K, from 64K to 1G"),
+        (("--size", "4G", "--block-size", "2G"), "multiple of 64K, from 64K to 1G"),
+        (("--size", "1G", "--block-size", "-64K"), "is negative"),
+        (("--size", "1M", "--block-size", "2M"), "too small"),
+        (("--size", "1G", "--low-water", "200%"), "0% to 100%"),
+        (("--size", "1G", "--full-timeout", "soon"), "seconds"),
+        (("--size", "1G", "--data", "/nonexistent/dir/data"), "/nonexistent/dir"),
+        (("--size", "1G", "--data", "/"), "neither"),
+        (("--size", "1G", "--data", ""), "empty"),
+    ],
+)
+def test_refusals_leave_nothing_behind(fresh: PoolRig, words: tuple[str, ...], says: str) -> None:
+    refused(fresh, "init", str(fresh.directory), *words, says=says)
+    assert not fresh.directory.exists()
+
+
+def test_a_place_that_cannot_be(fresh: PoolRig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused(fresh, "init", str(tmp_path / "file/pool"), "--size", "1G", says="file/pool")
+    refused(fresh, "init", str(tmp_path / "file"), "--size", "1G", says="file")
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "x" * 200])
+def test_a_bad_name_is_refused(fresh: PoolRig, name: str) -> None:
+    del fresh.env["THINPOOL_POOL"]
+    refused(fresh, "init", name, "--size", "1G", says="a name is 1 to 127 bytes")
+
+
+def test_wrong_usage(fresh: PoolRig) -> None:
+    place = str(fresh.directory)
+    wrong_usage(fresh, "init", place, says="--size")
+    wrong_usage(fresh, "init", place, "--size", "1G", "--on-full", "panic", says="--on-full")
+    wrong_usage(fresh, "init", place, "--size", "1G", "--discard", "no", says="--discard")
+    del fresh.env["THINPOOL_POOL"]
+    wrong_usage(fresh, "init", "--size", "1G", says="which pool?")
+    assert not fresh.directory.exists()

@@ -1,0 +1,86 @@
+"""thinpool status."""
+
+from pathlib import Path
+
+from tests.conftest import PoolMaker
+from tests.integration.cli.helpers import MIB, fill, refused, wrong_usage
+from tests.support.pools import PoolRig
+
+FIELDS = {
+    "name",
+    "uuid",
+    "mode",
+    "needs_check",
+    "pid",
+    "uri",
+    "control_socket",
+    "transaction_id",
+    "block_size",
+    "data",
+    "metadata",
+    "volumes",
+    "clients",
+    "fastpath",
+}
+
+
+def test_json_has_the_fields_that_scripts_count_on(rig: PoolRig) -> None:
+    status = rig.status()
+    assert status.keys() >= FIELDS
+    assert status["data"].keys() == {"path", "size", "used"}
+    assert status["metadata"].keys() == {"size", "used", "file_size"}
+    assert status["mode"] == "write"
+    assert status["needs_check"] is False
+    assert status["data"]["size"] == 256 * MIB
+    assert 0 < status["metadata"]["used"] <= status["metadata"]["size"]
+    assert status["metadata"]["file_size"] > 0
+
+
+def test_whether_it_runs(rig: PoolRig) -> None:
+    status = rig.status()
+    if rig.running:
+        assert (status["running"], status["pid"]) == (True, rig.pid)
+        assert Path(status["control_socket"]).is_socket()
+    else:
+        assert status["running"] is False
+        assert [status[key] for key in ("pid", "uri", "control_socket")] == [None] * 3
+
+
+def test_volumes_and_clients_are_counted(running: PoolRig) -> None:
+    before = running.status()
+    running.create("a", "8M")
+    fill(running, "a", 2 * MIB)
+    with running.connect("a"), running.connect("a"):
+        status = running.status()
+        assert status["volumes"] == before["volumes"] + 1
+        assert status["clients"] == 2
+        assert status["data"]["used"] == before["data"]["used"] + 2 * MIB
+        assert status["transaction_id"] > before["transaction_id"]
+
+
+def test_text(rig: PoolRig) -> None:
+    lines = dict(line.split("  ", 1) for line in rig.cli("status").splitlines())
+    told = {key: value.strip() for key, value in lines.items()}
+    assert told["mode"] == "write"
+    assert told["block size"] == "64K"
+    assert told["data"].endswith(f", {rig.directory}/data")
+    assert "of 256M used" in told["data"]
+    assert told["running"] == (f"yes, process {rig.pid}" if rig.running else "no")
+
+
+def test_the_pool_may_be_a_word_or_an_option(rig: PoolRig) -> None:
+    place = str(rig.directory)
+    assert rig.cli("status", place, "--json") == rig.cli("status", "-p", place, "--json")
+    assert rig.json("status", place)["name"] == rig.directory.name
+
+
+def test_refusals(rig: PoolRig, tmp_path: Path) -> None:
+    refused(rig, "status", str(tmp_path), says="no pool in")
+    wrong_usage(rig, "status", "a", "b", says="unexpected extra argument")
+
+
+def test_one_that_cannot_be_opened(new_pool: PoolMaker) -> None:
+    rig = new_pool(start=False)
+    (rig.directory / "data").rename(rig.directory / "away")
+    refused(rig, "status", says="data")
+    (rig.directory / "away").rename(rig.directory / "data")

@@ -1,0 +1,135 @@
+"""`thinpool check` and `thinpool export-metadata`.
+
+Both open the metadata themselves and read its last commit, so they take no lock, and a running pool
+neither waits for them nor they for it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from thinpoold.cli import output
+from thinpoold.cli.options import Text, chosen_pool, json_option, verb
+from thinpoold.errors import UserError
+from thinpoold.paths import PoolPaths
+from thinpoold.progress import Progress
+
+if TYPE_CHECKING:
+    from thinmeta.check import CheckResult
+    from thinmeta.store.lmdb import LmdbStore
+
+
+@verb("check")
+@json_option
+@click.pass_context
+def check(context: click.Context, pool: str | None, as_json: bool) -> None:
+    """Check all metadata of a pool: every checksum, order and count.
+
+    It works on a running pool too, on its last commit, without holding it up. Every problem gets a
+    line on stdout that says where, what and of which kind.
+
+    \b
+    Examples:
+      thinpool -p mypool check
+      thinpool -p mypool check --json
+
+    Exit status: 0 all is sound; 1 something is not, or it could not be checked.
+    """
+    paths = chosen_pool(pool).require_pool()
+    with Progress(f"checking pool {paths.name}") as progress:
+        result = _check(paths, progress)
+    if as_json:
+        output.emit_json(result.to_json())
+    else:
+        _tell(result)
+    if not result.ok:
+        count = output.plural(len(result.errors), "problem")
+        output.note(
+            f"the metadata of pool {paths.directory} is damaged: {count}; "
+            "stop the pool, and keep a copy of its directory before anything else"
+        )
+        context.exit(1)
+
+
+@verb("export-metadata")
+@click.argument("file", metavar="FILE", type=Text())
+@json_option
+def export_metadata(file: str, pool: str | None, as_json: bool) -> None:
+    """Write the metadata of a pool to FILE in the kernel's own format, that of dm-thin.
+
+    FILE is made, or replaced. thin_check and thin_dump take it as it is, and so does the kernel's
+    thin-pool target once it is on a block device. It works on a running pool too, on its last
+    commit, without holding it up.
+
+    \b
+    Examples:
+      thinpool -p mypool export-metadata meta.img
+      thin_check meta.img
+
+    Exit status: 0 written; 1 refused (FILE is the pool's own) or failed.
+    """
+    paths = chosen_pool(pool).require_pool()
+    target = Path(file)
+    if not file:
+        raise UserError("FILE is empty: name the file to write")
+    _refuse_own(paths, target)
+    with (
+        Progress(f"exporting the metadata of pool {paths.name}") as progress,
+        _opened(paths) as store,
+    ):
+        from thinmeta.export import export_metadata as export
+
+        export(store, target, progress=progress.update)
+    if as_json:
+        output.emit_json({"file": str(target), "size": target.stat().st_size})
+
+
+def _check(paths: PoolPaths, progress: Progress) -> "CheckResult":
+    from thinmeta.check import CheckResult, Problem, check
+    from thinmeta.errors import ThinMetaError
+    from thinmeta.store.lmdb_file import verify_pages
+
+    # The store's own pages first: LMDB follows a damaged one blindly.
+    damaged = verify_pages(paths.metadata)
+    if damaged:
+        return CheckResult([Problem("store", paths.metadata.name, text) for text in damaged])
+    try:
+        with _opened(paths) as store:
+            return check(store, progress=progress.update)
+    except ThinMetaError as error:
+        return CheckResult([Problem("store", paths.metadata.name, str(error))])
+
+
+@contextmanager
+def _opened(paths: PoolPaths) -> Iterator["LmdbStore"]:
+    from thinmeta.store.lmdb import LmdbStore
+
+    store = LmdbStore(paths.metadata, read_only=True)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _refuse_own(paths: PoolPaths, target: Path) -> None:
+    """Refuse a target that is one of the pool's own files: it would be lost."""
+    own = [paths.metadata, paths.data, paths.lock, paths.log]
+    if target.exists() and any(one.exists() and target.samefile(one) for one in own):
+        raise UserError(f"{target} is the pool's own file: name another")
+
+
+def _tell(result: "CheckResult") -> None:
+    for problem in result.errors:
+        output.emit(str(problem))
+    facts: dict[str, Any] = result.to_json()
+    verdict = "sound" if result.ok else "damaged"
+    output.emit(
+        f"{verdict}: {output.plural(facts['devices'], 'volume')}, "
+        f"{output.plural(facts['mappings'], 'mapping')}, "
+        f"{facts['data_used']:,} of {output.plural(facts['data_blocks'], 'data block')} and "
+        f"{output.plural(facts['metadata_used'], 'metadata block')} in use, "
+        f"{output.plural(result.leaked_blocks + result.leaked_metadata_blocks, 'block')} leaked"
+    )
