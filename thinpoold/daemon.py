@@ -166,10 +166,11 @@ def make_run_dir(paths: PoolPaths) -> None:
     """Make the directory of the sockets, ours alone, and clear it. The caller holds the lock."""
     try:
         paths.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = paths.run_dir.lstat()
-        # Under /tmp, another user could have made it first.
-        if status.st_uid != os.geteuid() or not paths.run_dir.is_dir():
-            raise ThinPoolError(f"{paths.run_dir} belongs to user {status.st_uid}: remove it")
+        # Under /tmp, another user could have made it, or what it lies in, first.
+        for directory in (paths.run_dir, *paths.shared_run_parents):
+            owner = directory.lstat().st_uid
+            if owner != os.geteuid() or not directory.is_dir():
+                raise ThinPoolError(f"{directory} belongs to user {owner}: have it removed")
         paths.run_dir.chmod(0o700)
         for name in RUN_FILES:
             (paths.run_dir / name).unlink(missing_ok=True)

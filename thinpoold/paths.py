@@ -21,6 +21,7 @@ from thinpoold.errors import NoSuchPool
 from thinpoold.names import check_name
 
 MAX_SOCKET_PATH = 107
+_ANYBODYS = Path("/tmp")
 METADATA_FILE = "metadata.lmdb"
 NBD_SOCKET = "nbd.sock"
 CONTROL_SOCKET = "control.sock"
@@ -57,6 +58,12 @@ class PoolPaths:
     @property
     def log(self) -> Path:
         return self.directory / "thinpoold.log"
+
+    @property
+    def shared_run_parents(self) -> tuple[Path, ...]:
+        """The directories above `run_dir` that lie where anybody may make one."""
+        parent = self.run_dir.parent
+        return (parent,) if parent.parent == _ANYBODYS and parent != self.directory else ()
 
     @property
     def nbd_socket(self) -> Path:
@@ -119,7 +126,7 @@ def _run_dir(directory: Path) -> Path:
     if len(os.fsencode(run_dir / CONTROL_SOCKET)) <= MAX_SOCKET_PATH:
         return run_dir
     digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
-    short_base = base / "thinpoold" if base is not None else Path(f"/tmp/thinpoold-{os.geteuid()}")
+    short_base = base / "thinpoold" if base is not None else _ANYBODYS / f"thinpoold-{os.geteuid()}"
     return short_base / digest
 
 

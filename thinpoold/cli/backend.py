@@ -19,7 +19,7 @@ from thinpoold import lock
 from thinpoold.control.client import ControlClient
 from thinpoold.control.codes import from_rpc
 from thinpoold.control.jsonrpc import Json, RpcError
-from thinpoold.errors import PoolLocked, PoolNotRunning
+from thinpoold.errors import ControlError, PoolLocked, PoolNotRunning, ThinPoolError
 from thinpoold.paths import PoolPaths
 from thinpoold.uri import unix_uri
 
@@ -47,13 +47,22 @@ class Backend:
                 lock_fd = lock.acquire(self.paths, f"thinpool {method}")
             except PoolLocked:
                 if time.monotonic() >= deadline:
-                    raise
+                    raise _silent(self.paths) from None
                 time.sleep(_RETRY)
                 continue
             try:
                 return call_here(self.paths, lock_fd, method, params)
             finally:
                 os.close(lock_fd)
+
+
+def _silent(paths: PoolPaths) -> ThinPoolError:
+    who = lock.holder(paths)
+    if who.what != lock.DAEMON:
+        return lock.locked(paths)
+    return ControlError(
+        f"the daemon of pool {paths.directory}, process {who.pid}, does not answer; see {paths.log}"
+    )
 
 
 def call_daemon(paths: PoolPaths, method: str, params: dict[str, Json]) -> Any:

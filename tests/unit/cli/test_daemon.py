@@ -1,11 +1,13 @@
 """What thinpoold decides before it becomes nbdkit."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+import thinpoold.paths
 from thinpoold import daemon
 from thinpoold.errors import ThinPoolError, UserError
 from thinpoold.paths import pool_paths
@@ -69,7 +71,7 @@ def test_the_interpreter_comes_first_on_path(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_nbdkit_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     with pytest.raises(ThinPoolError, match="nbdkit-plugin-python"):
         daemon.find_nbdkit()
 
@@ -98,4 +100,19 @@ def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
     paths = pool_paths(tmp_path)
     paths.run_dir.touch()
     with pytest.raises(ThinPoolError, match="run directory"):
+        daemon.make_run_dir(paths)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_nor_may_what_it_lies_in_be_another_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anybodys = tmp_path / "tmp"
+    monkeypatch.setattr(thinpoold.paths, "_ANYBODYS", anybodys)
+    monkeypatch.setattr(thinpoold.paths, "_runtime_base", lambda: None)
+    paths = pool_paths(tmp_path / ("d" * 100))
+    assert paths.shared_run_parents == (anybodys / f"thinpoold-{os.geteuid()}",)
+    daemon.make_run_dir(paths)
+    os.chown(paths.run_dir.parent, 4711, -1)
+    with pytest.raises(ThinPoolError, match="belongs to user 4711"):
         daemon.make_run_dir(paths)
