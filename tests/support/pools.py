@@ -2,8 +2,8 @@
 
 Invariants:
 1. Every verb is the CLI's; nothing reaches into the product.
-2. `inspect()` runs `thinpool check` and, on the exported metadata, `thin_check`, and compares what
-   `thin_dump` shows with what the pool says of itself. Anything either says is a failure.
+2. `inspect()` runs `thinpool check` and, on the exported metadata, `thin_check` and an audit of all
+   reference counts, and compares what `thin_dump` shows with what the pool says of itself.
 3. A daemon started here is gone when `dispose()` returns.
 
 Thread-safety: one thread per rig. Clients are independent of it.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.support.audit import audit_image
 from tests.support.client import NbdClient
 from tests.support.rpc import Rpc, RpcGone
 from tests.support.thin import Dumped, thin_check, thin_dump
@@ -219,7 +220,15 @@ class PoolRig:
         verdict = thin_check(image)
         complaints += [f"thin_check: {line}" for line in verdict]
         if not verdict:
-            complaints += self._compare(thin_dump(image))
+            dumped = thin_dump(image)
+            complaints += self._compare(dumped)
+            try:
+                audited = audit_image(image)
+            except AssertionError as error:
+                complaints.append(f"audit: {error}")
+            else:
+                if audited != {dev: d.mappings for dev, d in dumped.devices.items()}:
+                    complaints.append("audit and thin_dump disagree on the mappings")
         image.unlink(missing_ok=True)
         return complaints
 
