@@ -155,7 +155,7 @@ def test_changes_run_one_at_a_time_and_looks_do_not_wait(monkeypatch: pytest.Mon
     assert results == [{}, {}, {}]
 
 
-KINDS = {
+KINDS: dict[params.Kind, list[Any]] = {
     TEXT: ["", "a"],
     BYTES: [0, -1, 1 << 62],
     FLAG: [True, False],
@@ -163,7 +163,19 @@ KINDS = {
     PAIRS: [[["a", "b"]], [["a", "b"], ["c", "d"]]],
     SETTINGS: [{"a": 1}, {"a": "x", "b": True}],
 }
-NEVER = [None, 1.5, [], {}, [[]], [1], [["a"]], [["a", 1]], [["a", "b", "c"]], {"a": None}, 1 << 64]
+NEVER: list[Any] = [
+    None,
+    1.5,
+    [],
+    {},
+    [[]],
+    [1],
+    [["a"]],
+    [["a", 1]],
+    [["a", "b", "c"]],
+    {"a": None},
+    1 << 64,
+]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.title)
