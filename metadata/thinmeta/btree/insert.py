@@ -28,7 +28,7 @@ from thinmeta.transaction import TransactionManager
 
 KEY_LIMIT = 1 << 64
 
-#: A sibling takes entries only when it has at least one in this many of its places free; sharing
+#: A sibling takes entries only when it has more than one in this many of its places free; sharing
 #: with a fuller one would soon have to be done again.
 SHARE_FRACTION = 8
 
@@ -150,13 +150,13 @@ def _share(
     if left is not None:
         have = entries_in(left)
         room = layout.max_entries - have
-        layout.move(node, 0, room if grows else room // 2, left, have)
+        layout.move(node, 0, room if grows else (room + 1) // 2, left, have)
         parent.words[KEYS_WORD + child] = node.words[KEYS_WORD]
         return True
     right = None if grows else _sibling_with_room(tm, layout, parent, child + 1)
     if right is not None:
         room = layout.max_entries - entries_in(right)
-        layout.move(node, layout.max_entries - room // 2, layout.max_entries, right, 0)
+        layout.move(node, layout.max_entries - (room + 1) // 2, layout.max_entries, right, 0)
         parent.words[KEYS_WORD + child + 1] = right.words[KEYS_WORD]
         return True
     return False
@@ -170,7 +170,7 @@ def _sibling_with_room(
         return None
     block = parent.words[VALUES_WORD + child]
     have = entries_in(tm.read(block, Kind.NODE))
-    if have > layout.max_entries - layout.max_entries // SHARE_FRACTION:
+    if layout.max_entries - have <= layout.max_entries // SHARE_FRACTION:
         return None
     if block not in tm.owned and tm.counts.count(block) > 1:
         return None
