@@ -1,4 +1,4 @@
-"""A verb goes to the daemon when one answers, and else into the pool opened here, under its lock."""
+"""A verb goes to the daemon when one answers, else into the pool opened here under its lock."""
 
 import os
 import threading

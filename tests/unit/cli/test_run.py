@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import click
 import pytest
-from thinmeta.errors import Corrupt
 
+from thinmeta.errors import Corrupt
 from thinpoold.cli import main
 from thinpoold.cli.app import GROUPS, thinpool
 from thinpoold.cli.run import run
