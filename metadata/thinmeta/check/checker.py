@@ -41,18 +41,20 @@ _MAX_DATA_BLOCKS: Final = 1 << 32
 
 
 def check(
-    store: BlockStore, *, progress: Progress | None = None, orphans: bool = True
+    store: BlockStore, *, progress: Progress | None = None, foreign: bool = False
 ) -> CheckResult:
     """Look at everything in the store's last commit.
 
-    `progress(done, total)` is called now and then, with numbers of metadata blocks. Without
-    `orphans` blocks that nothing counts are no problem: a kernel metadata device is full of them.
+    `progress(done, total)` is called now and then, with numbers of metadata blocks.
+
+    `foreign` metadata was written by the kernel or its tools. They leave old blocks behind, and
+    their space maps may take blocks for used that are free: neither is a problem then.
 
     Damage is in the result, never raised. Raises `Closed`.
     """
     with store.snapshot() as view:
         findings = Findings()
-        result = _Checker(view, findings, progress or _ignored).run(orphans)
+        result = _Checker(view, findings, progress or _ignored, foreign).run()
         return replace(result, errors=findings.problems())
 
 
@@ -61,18 +63,21 @@ def _ignored(done: int, total: int) -> None:
 
 
 class _Checker:
-    def __init__(self, store: BlockStore, findings: Findings, progress: Progress) -> None:
+    def __init__(
+        self, store: BlockStore, findings: Findings, progress: Progress, foreign: bool
+    ) -> None:
         self._store = store
         self._findings = findings
         self._progress = progress
+        self._foreign = foreign
 
-    def run(self, orphans: bool) -> CheckResult:
+    def run(self) -> CheckResult:
         """The result, but for the problems in `findings`."""
         check_records(self._store, self._findings)
         superblock = self._superblock(SUPERBLOCK_BLOCK)
-        return CheckResult([]) if superblock is None else self._walk(superblock, orphans)
+        return CheckResult([]) if superblock is None else self._walk(superblock)
 
-    def _walk(self, superblock: Superblock, orphans: bool) -> CheckResult:
+    def _walk(self, superblock: Superblock) -> CheckResult:
         store, findings = self._store, self._findings
         root = superblock.metadata_space_map
         metadata = ReferenceCounts(min(root.nr_blocks, MAX_METADATA_BLOCKS))
@@ -105,10 +110,10 @@ class _Checker:
         walker.report()
 
         data_complete = found.complete and held_complete
-        leaked = data_map.compare(data, complete=data_complete)
+        leaked = data_map.compare(data, complete=data_complete, foreign=self._foreign)
         complete &= data_complete
-        leaked_metadata = metadata_map.compare(metadata, complete=complete)
-        if orphans and complete:
+        leaked_metadata = metadata_map.compare(metadata, complete=complete, foreign=self._foreign)
+        if complete and not self._foreign:
             find_orphans(store, metadata, metadata_map, findings)
         self._progress(total, total)
         return CheckResult(

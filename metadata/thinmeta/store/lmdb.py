@@ -39,7 +39,7 @@ from thinmeta.errors import (
 )
 from thinmeta.format.block import BLOCK_SIZE
 from thinmeta.store import codec
-from thinmeta.store.lmdb_file import file_size, translated, verify_pages
+from thinmeta.store.lmdb_file import file_size, translated, translated_commit, verify_pages
 from thinmeta.store.lmdb_view import (
     BLOCKS,
     LmdbSnapshot,
@@ -62,6 +62,8 @@ _MAX_TABLES: Final = 32
 _MAX_READERS: Final = 1024
 #: Read transactions kept for reuse: opening one from scratch takes a lock.
 _SPARE_READERS: Final = 16
+#: Bytes that a commit writes beside what it was given: copied pages of LMDB's trees.
+_PAGE_MARGIN: Final = 1 << 20
 
 
 class LmdbStore:
@@ -119,8 +121,9 @@ class LmdbStore:
         self._open_env()
         if self.read_only:
             raise ReadOnlyStore(f"{self.path} is open read-only")
-        if any(table == OWN_TABLE for table, _ in records):
-            raise ValueError(f"table {OWN_TABLE!r} is the store's own")
+        for table, _ in records:
+            if table in (OWN_TABLE, BLOCKS):
+                raise ValueError(f"table {table!r} is the store's own")
         self._commit(_encoded(blocks), erased, records)
 
     def record(self, table: str, key: bytes) -> bytes | None:
@@ -204,12 +207,13 @@ class LmdbStore:
                     elif handle is not None:
                         txn.delete(key, db=handle)
         except (lmdb.Error, OSError) as error:
-            raise translated(error, self.path) from error
+            size = _PAGE_MARGIN + 2 * sum(len(encoded) for _, encoded in blocks)
+            raise translated_commit(error, self.path, size) from error
         # Not earlier: the handle of a database that an aborted transaction made is void.
         self._tables.update(made)
 
     def _create(self) -> None:
-        self._blocks = self._env.open_db(BLOCKS)
+        self._blocks = self._env.open_db(database_name(BLOCKS))
         self._commit([], (), {(OWN_TABLE, _LAYOUT_KEY): str(LAYOUT_VERSION).encode()})
         directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -233,7 +237,7 @@ class LmdbStore:
     def _check_layout(self) -> None:
         strange = Corrupt("store", str(self.path), "is not a pool's metadata")
         try:
-            self._blocks = self._env.open_db(BLOCKS, create=False)
+            self._blocks = self._env.open_db(database_name(BLOCKS), create=False)
         except lmdb.NotFoundError:
             raise strange from None
         layout = self.record(OWN_TABLE, _LAYOUT_KEY)

@@ -6,6 +6,9 @@ Thread safety: any thread.
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +29,7 @@ _DAMAGED: Final = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidErro
 
 def translated(error: lmdb.Error | OSError, path: Path) -> ThinMetaError:
     """What an error of LMDB's, or of the system's below it, means to a store's caller."""
-    code = (error.errno if isinstance(error, OSError) else error.code) or 0
+    code = (error.errno if isinstance(error, OSError) else getattr(error, "code", 0)) or 0
     message = str(error) if str(path) in str(error) else f"{path}: {error}"
     if isinstance(error, lmdb.MapFullError) or code in _FULL:
         return NoMetadataSpace(message)
@@ -36,6 +39,37 @@ def translated(error: lmdb.Error | OSError, path: Path) -> ThinMetaError:
         return UnsupportedFormat(message)
     # LMDB's own codes are negative.
     return StoreError(code if code > 0 else errno.EIO, message)
+
+
+def translated_commit(error: lmdb.Error | OSError, path: Path, size: int) -> ThinMetaError:
+    """What a failed commit of about `size` bytes means.
+
+    When a full disk cuts a write short, LMDB says EIO: so whether there is room is asked again.
+    """
+    meant = translated(error, path)
+    if isinstance(meant, StoreError) and meant.errno == errno.EIO and not _has_room(path, size):
+        return NoMetadataSpace(f"{path}: {os.strerror(errno.ENOSPC)}")
+    return meant
+
+
+def _has_room(path: Path, size: int) -> bool:
+    """Whether the file can grow by `size` bytes; it is left as it was."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        end = os.fstat(fd).st_size
+        try:
+            os.posix_fallocate(fd, end, size)
+        finally:
+            # LMDB uses no page past its last, and there is no other writer.
+            os.ftruncate(fd, end)
+    except OSError as error:
+        return error.errno not in _FULL
+    finally:
+        os.close(fd)
+    return True
 
 
 def file_size(path: Path) -> int:
@@ -50,14 +84,34 @@ def verify_pages(path: Path) -> list[str]:
     """Walk LMDB's own pages without LMDB, and say what is wrong with them.
 
     LMDB trusts its pages: on damaged ones it may crash the process instead of raising. What this
-    accepts is safe to open. On a file in use, hold a snapshot of it meanwhile.
+    accepts is safe to open. The file may be in use, in this process or in another.
 
-    Raises `StoreError` if the file cannot be read.
+    Raises `StoreError` if it cannot be read.
     """
     verify: Any = lmdb.verify.verify
     try:
-        return [str(problem) for problem in verify(str(path), subdir=False)]
+        if not verify(str(path), subdir=False):
+            return []
+        # Or a commit overtook the walk, which a reader's transaction prevents.
+        with _held(path):
+            return [str(problem) for problem in verify(str(path), subdir=False)]
     except lmdb.verify.VerifyError as error:
         return [str(error)]
     except OSError as error:
         raise translated(error, path) from error
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Keep LMDB from reusing the last commit's pages; looks at meta pages alone."""
+    try:
+        env = lmdb.open(str(path), subdir=False, readonly=True, create=False)
+    except lmdb.Error:
+        # Open in this process, or so damaged that it cannot be.
+        yield
+        return
+    try:
+        with env.begin():
+            yield
+    finally:
+        env.close()

@@ -1,7 +1,9 @@
 """What is in the store's LMDB databases, and a frozen view of it.
 
-    database "blocks"         block number, u64 big-endian -> the block as `codec` encodes it
-    database "records.TABLE"  key -> crc32c u32 (of table, key and payload), payload
+    database "blocks"  block number, u64 big-endian -> the block as `codec` encodes it
+    every other        is a table of that name: key -> crc32c u32 (of table, key, payload), payload
+
+So a table whose very name is damaged shows up as one whose records are.
 
 Thread safety: functions are pure; a snapshot is one thread's.
 """
@@ -22,16 +24,15 @@ from thinmeta.store import codec
 from thinmeta.store.lmdb_file import file_size, translated
 
 # On disk; do not change.
-BLOCKS: Final = b"blocks"
-_RECORDS: Final = b"records."
+BLOCKS: Final = "blocks"
 _CRC: Final = struct.Struct("<I")
 
 block_key: Final = struct.Struct(">Q").pack
 
 
 def database_name(table: str) -> bytes:
-    """The LMDB database that holds the records of `table`."""
-    return _RECORDS + table.encode()
+    """The LMDB database of this name, as LMDB has it."""
+    return table.encode(errors="surrogateescape")
 
 
 def decode_block(block: int, stored: memoryview | None) -> bytearray:
@@ -55,7 +56,7 @@ def decode_record(table: str, key: bytes, stored: memoryview) -> bytes:
 
 def _record_crc(table: str, key: bytes, payload: bytes | memoryview) -> bytes:
     # Over table and key as well: a record found in a wrong place is damage too.
-    return _CRC.pack(crc32c(payload, crc32c(key, crc32c(table.encode()))))
+    return _CRC.pack(crc32c(payload, crc32c(key, crc32c(database_name(table)))))
 
 
 class LmdbSnapshot:
@@ -105,8 +106,10 @@ class LmdbSnapshot:
 
     def tables(self) -> list[str]:
         # The named databases of an LMDB file are keys of its unnamed one.
-        names = (bytes(name) for name in self._items(None, values=False))
-        return [name[len(_RECORDS) :].decode() for name in names if name.startswith(_RECORDS)]
+        names = [
+            bytes(name).decode(errors="surrogateescape") for name in self._items(None, values=False)
+        ]
+        return [name for name in names if name != BLOCKS]
 
     def record_keys(self, table: str) -> Iterator[bytes]:
         self._open_txn()
