@@ -11,6 +11,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import crc32c
@@ -74,7 +75,7 @@ class Trees:
         if not is_root:
             assert entries >= room // 3, f"{where}: {entries} of {room}"
         keys = struct.unpack_from(f"<{entries}Q", data, HEADER.size)
-        assert all(a < b for a, b in zip(keys, keys[1:], strict=False)), f"{where}: order"
+        assert all(a < b for a, b in pairwise(keys)), f"{where}: order"
         base = HEADER.size + 8 * room
         values = [data[base + n * size : base + (n + 1) * size] for n in range(entries)]
         if flags == LEAF:

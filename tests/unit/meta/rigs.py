@@ -11,6 +11,7 @@ from tests.support import audit
 from tests.support.thin import thin_check
 from thinmeta.btree import IntValues, Tree, Values
 from thinmeta.buffers import BUFFER_BYTES, BufferCache
+from thinmeta.check import check
 from thinmeta.spacemap import MetadataSpaceMap
 from thinmeta.store.memory import MemoryStore
 from thinmeta.transaction import TransactionManager
@@ -171,8 +172,9 @@ def write_image(store: MemoryStore, path: Path) -> Path:
 
 
 def complaints(store: MemoryStore, path: Path) -> list[str]:
-    """What thin_check, or the audit, has against a store's last commit."""
+    """What thin_check, the audit, or our own checker has against a store's last commit."""
     found = thin_check(write_image(store, path))
+    found += [str(problem) for problem in check(store).errors]
     try:
         audit.audit(store.read)
     except AssertionError as error:

@@ -41,7 +41,7 @@ class TreeMachine(RuleBasedStateMachine):
         return number % len(self.forest.roots)
 
     def some(self) -> bool:
-        return 1 < len(self.forest.roots)
+        return len(self.forest.roots) > 1
 
     def room(self) -> bool:
         return len(self.forest.roots) < MOST_TREES

@@ -1,0 +1,188 @@
+"""No room below the pool: the metadata's file system, the data device's, and a file size limit.
+
+In each case the pool must say so by its mode, clients must get an errno that fits, and the last
+commit must be whole: found again after the next start, with what was durable in it.
+"""
+
+import errno
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PoolMaker
+from tests.faults.mounts import SmallDisk, small_disk
+from tests.support.client import NbdClient, NbdError
+from tests.support.inflight import InflightClient, Pump
+from tests.support.pools import PoolRig, Refused
+
+BLOCK = 65536
+MIB = 1 << 20
+
+
+@pytest.fixture
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path_factory.mktemp("m") / "d", "3M") as disk:
+        yield disk
+
+
+def content(block: int) -> bytes:
+    return bytes([block % 250 + 1]) * BLOCK
+
+
+def write_until_refused(client: NbdClient, blocks: int, flush_each: int = 0) -> tuple[int, int]:
+    """Writes block after block; the block that was refused, and the errno."""
+    for block in range(blocks):
+        try:
+            client.write(block * BLOCK, content(block))
+            if flush_each and block % flush_each == flush_each - 1:
+                client.flush()
+        except NbdError as error:
+            return block, error.errno
+    raise AssertionError(f"all {blocks} blocks were taken")
+
+
+def scatter(client: NbdClient, rng: random.Random, most: int) -> NbdError | None:
+    """Maps single blocks all over a large volume, flushing now and then, until one is refused."""
+    try:
+        for number in range(most):
+            block = rng.randrange(client.size // BLOCK)
+            client.write(block * BLOCK, block.to_bytes(8, "little") * 64)
+            if number % 500 == 499:
+                client.flush()
+        client.flush()
+    except NbdError as error:
+        return error
+    return None
+
+
+def test_metadata_file_system_full(disk: SmallDisk, new_pool: PoolMaker, tmp_path: Path) -> None:
+    """The pool becomes read-only; with more room it opens again, and its last commit is whole."""
+    pool = new_pool(
+        "16G", directory=disk.path / "p", data=str(tmp_path / "data"), skip_zeroing=True
+    )
+    pool.create("vol", "1T")
+    pool.create("early", "1M")
+    with pool.connect("early") as client:
+        client.write(0, b"durable", 1)
+    with pool.connect("vol") as client:
+        trouble = scatter(client, random.Random(1), 200_000)
+        assert trouble is not None, "the metadata never filled the file system"
+        assert trouble.errno in (errno.ENOSPC, errno.EIO, errno.EPERM)
+        status = pool.status()
+        assert status["mode"] == "read-only"
+        with pytest.raises(NbdError):
+            client.write(0, b"no")
+        with pytest.raises(NbdError):
+            client.flush()
+    with pool.connect("early") as client:
+        assert client.read(0, 7) == b"durable"
+    with pytest.raises(Refused):
+        pool.create("more", "1M")
+    assert pool.check() == [], "the last commit is whole, also before the repair"
+
+    pool.kill()
+    disk.resize("64M")
+    pool.start()
+    assert pool.status()["mode"] == "write"
+    with pool.connect("early") as client:
+        assert client.read(0, 7) == b"durable"
+        client.write(0, b"again", 1)
+    with pool.connect("vol") as client:
+        assert scatter(client, random.Random(2), 100) is None
+
+
+def test_no_room_for_the_metadata_of_a_verb(
+    disk: SmallDisk, new_pool: PoolMaker, tmp_path: Path
+) -> None:
+    """A verb that cannot be committed is not done, and says so."""
+    pool = new_pool("16G", directory=disk.path / "p", data=str(tmp_path / "data"))
+    pool.create("vol", "1M")
+    (disk.path / "filler").write_bytes(bytes(disk.free()))
+    made = []
+    for number in range(200):
+        try:
+            pool.create(f"v{number}", "1M")
+        except Refused as refusal:
+            assert "space" in refusal.stderr.lower()
+            break
+        made.append(f"v{number}")
+    else:
+        pytest.skip("the store found room all the same")
+    assert set(pool.volumes()) == {"vol", *made}
+    pool.kill()
+    (disk.path / "filler").unlink()
+    pool.start()
+    assert set(pool.volumes()) == {"vol", *made}
+    pool.create("after", "1M")
+
+
+def test_data_file_system_full(disk: SmallDisk, new_pool: PoolMaker) -> None:
+    """A sparse data file that cannot be filled: out of data space, and back when there is room."""
+    pool = new_pool("64M", data=str(disk.path / "data"), on_full="error")
+    pool.create("vol", "32M")
+    with pool.connect("vol") as client:
+        written, number = write_until_refused(client, 200)
+        assert number == errno.ENOSPC
+        assert 20 < written < 60
+        assert pool.status()["mode"] == "out-of-data-space"
+        client.write(0, b"in place")
+        client.flush()
+        for each in range(1, written):
+            assert client.read(each * BLOCK, BLOCK) == content(each)
+        assert client.read(written * BLOCK, BLOCK) in (bytes(BLOCK), content(written))
+        disk.resize("64M")
+        for block in range(written, 200):
+            client.write(block * BLOCK, b"r" * BLOCK)
+        client.flush()
+        assert pool.status()["mode"] == "write"
+        assert client.read(199 * BLOCK, BLOCK) == b"r" * BLOCK
+    pool.kill()
+    pool.start()
+    with pool.connect("vol") as client:
+        assert client.read(0, 8) == b"in place"
+        assert client.read(199 * BLOCK, BLOCK) == b"r" * BLOCK
+
+
+def test_data_file_system_full_with_a_queue(disk: SmallDisk, new_pool: PoolMaker) -> None:
+    """Nobody tells the pool when there is room: it tries again, and the write goes through."""
+    pool = new_pool("64M", data=str(disk.path / "data"), on_full="queue")
+    pool.create("vol", "32M")
+    pump = Pump()
+    writer = InflightClient(pool.socket, "vol")
+    pump.clients.append(writer)
+    answers: list[int] = []
+    (disk.path / "filler").write_bytes(bytes(disk.free() - 10 * BLOCK))
+    for block in range(30):
+        writer.write(block * BLOCK, content(block), 0, answers.append)
+    with pool.rpc() as rpc:
+        while rpc.call("status")["mode"] != "out-of-data-space":
+            pump.turn(wait=False)
+    assert len(answers) < 30
+    (disk.path / "filler").unlink()
+    disk.resize("64M")
+    pump.drain()
+    assert answers == [0] * 30
+    writer.close()
+    with pool.connect("vol") as client:
+        for block in range(30):
+            assert client.read(block * BLOCK, BLOCK) == content(block)
+
+
+def test_file_size_limit(new_pool: PoolMaker) -> None:
+    """EFBIG from the data file is a failure of the device, and of the requests that met it."""
+    pool = new_pool("64M", start=False)
+    pool.start(prefix=["prlimit", f"--fsize={8 * MIB}"])
+    pool.create("vol", "32M")
+    with pool.connect("vol") as client:
+        refused, number = write_until_refused(client, 400, flush_each=10)
+        assert number in (errno.ENOSPC, errno.EIO, errno.EPERM)
+        durable = refused // 10 * 10
+        assert 50 < durable <= 128
+    pool.kill()
+    pool.start()
+    with pool.connect("vol") as client:
+        for block in range(durable):
+            assert client.read(block * BLOCK, BLOCK) == content(block)
+        client.write(300 * BLOCK, b"beyond the limit of before", 1)
