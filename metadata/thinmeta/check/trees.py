@@ -41,7 +41,10 @@ from thinmeta.format.node import (
 from thinmeta.store.protocol import BlockStore
 
 _PROGRESS_NODES: Final = 256
+#: How many losses are told of one block.
 _TOLD: Final = 8
+#: Nodes with 84 children hold 2**64 keys in 11 levels.
+_MAX_DEPTH: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +61,31 @@ class Tree:
     leaf: Callable[[str, list[int], bytearray], None]
 
 
-class Lost(NamedTuple):
-    """A node that cannot be read, and the keys [low, high) that were below it."""
+class Place(NamedTuple):
+    """Where a node is: its block, the keys [low, high) below it, and how far from the root."""
 
     block: int
-    low: int
-    high: int | None
+    low: int = 0
+    high: int | None = None
+    depth: int = 0
+
+    @property
+    def is_root(self) -> bool:
+        return self.depth == 0
 
 
 class Summary(NamedTuple):
     """What a visit found: `first` and `last` key (None of an empty tree), entries in leaves.
 
-    `height` is 0 for a leaf. With anything in `lost` the rest is of what could be read.
+    `height` is 0 for a leaf. With anything in `lost`, nodes that cannot be read, the rest is of
+    what could be.
     """
 
-    first: int | None
-    last: int | None
-    entries: int
-    height: int
-    lost: tuple[Lost, ...] = ()
+    first: int | None = None
+    last: int | None = None
+    entries: int = 0
+    height: int = 0
+    lost: tuple[Place, ...] = ()
 
 
 @dataclass(slots=True)
@@ -107,15 +116,16 @@ class TreeWalker:
         self._shared = shared
         self._progress = progress
         self._visited = 0
-        #: None while a visit to the node is under way.
-        self._summaries: dict[int, Summary | None] = {}
+        #: Of nodes that may be visited again: the tree they were found in, and None for the
+        #: summary while the visit is under way.
+        self._seen: dict[int, tuple[Tree, Summary | None]] = {}
         #: Roots with fewer entries than any other node may have.
         self._small_roots: set[int] = set()
         self._damage: dict[int, _Damage] = {}
 
     def walk(self, tree: Tree, root: int) -> Summary:
         """Visit the whole tree below `root`, which counts as one reference."""
-        return self._visit(tree, root, 0, None, is_root=True)
+        return self._visit(tree, Place(root))
 
     def report(self) -> None:
         """Tell of the blocks that could not be read, and of what was lost with each."""
@@ -127,19 +137,17 @@ class TreeWalker:
                 damage.kind, f"block {block}", f"{damage.message}; lost: {', '.join(losses)}"
             )
 
-    def _visit(
-        self, tree: Tree, block: int, low: int, high: int | None, *, is_root: bool
-    ) -> Summary:
+    def _visit(self, tree: Tree, place: Place) -> Summary:
+        block = place.block
         try:
             first_time = self._counts.add(block)
         except IndexError:
-            end = self._counts.nr_blocks
-            return self._lose(tree, Lost(block, low, high), "node", f"is past the end, {end}")
+            return self._lose(tree, place, "node", f"is past the end, {self._counts.nr_blocks}")
         if not first_time:
-            return self._visit_again(tree, block, low, high, is_root)
+            return self._visit_again(tree, place)
         shared = self._shared(block)
         if shared:
-            self._summaries[block] = None
+            self._seen[block] = tree, None
         self._visited += 1
         if self._visited % _PROGRESS_NODES == 0:
             self._progress(self._visited)
@@ -147,41 +155,42 @@ class TreeWalker:
             data = self._store.read(block)
             verify(data, Kind.NODE, block)
         except Corrupt as damage:
-            summary = self._lose(tree, Lost(block, low, high), damage.kind, damage.message)
+            summary = self._lose(tree, place, damage.kind, damage.message)
         except StoreError as error:
-            summary = self._lose(tree, Lost(block, low, high), "io", str(error))
+            summary = self._lose(tree, place, "io", str(error))
         else:
-            summary = self._look(tree, block, data, low, high, is_root)
+            fault = _fault(data, tree.value_size, place.depth)
+            summary = (
+                self._lose(tree, place, "node", fault) if fault else self._look(tree, place, data)
+            )
         if shared:
-            self._summaries[block] = summary
+            self._seen[block] = tree, summary
         return summary
 
-    def _look(
-        self, tree: Tree, block: int, data: bytearray, low: int, high: int | None, is_root: bool
-    ) -> Summary:
-        fault = _fault(data, tree.value_size)
-        if fault:
-            return self._lose(tree, Lost(block, low, high), "node", fault)
+    def _look(self, tree: Tree, place: Place, data: bytearray) -> Summary:
         words = memoryview(data).cast("Q")
         entries = words[ENTRIES_WORD] & 0xFFFFFFFF
         keys = words[KEYS_WORD : KEYS_WORD + entries].tolist()
-        where = f"{tree.name}, block {block}"
+        where = f"{tree.name}, block {place.block}"
         if not all(map(lt, keys, keys[1:])):
             self._findings.add("node", where, "keys are out of order")
-        self._check_range(where, keys[0] if keys else None, keys[-1] if keys else None, low, high)
         if words[0] >> 32 == LEAF:
-            if entries < min_entries(tree.value_size):
-                self._check_fill(where, block, entries, tree.value_size, is_root)
+            self._check_fill(where, place, entries, min_entries(tree.value_size))
             tree.leaf(where, keys, data)
-            if not keys:
-                return Summary(None, None, 0, 0)
-            return Summary(keys[0], keys[-1], entries, 0)
-        if entries < min_entries(CHILD_SIZE):
-            self._check_fill(where, block, entries, CHILD_SIZE, is_root)
-        children = words[VALUES_WORD : VALUES_WORD + entries].tolist()
-        ends = [*keys[1:], high]
+            summary = Summary(keys[0], keys[-1], entries) if keys else Summary()
+        else:
+            self._check_fill(where, place, entries, min_entries(CHILD_SIZE))
+            children = words[VALUES_WORD : VALUES_WORD + entries].tolist()
+            summary = self._descend(tree, place, where, keys, children)
+        self._check_range(where, place, keys[0] if keys else None, keys[-1] if keys else None)
+        return summary
+
+    def _descend(
+        self, tree: Tree, place: Place, where: str, keys: list[int], children: list[int]
+    ) -> Summary:
+        ends = [*keys[1:], place.high]
         below = [
-            self._visit(tree, child, key, end, is_root=False)
+            self._visit(tree, Place(child, key, end, place.depth + 1))
             for child, key, end in zip(children, keys, ends, strict=True)
         ]
         heights = {one.height for one in below if not one.lost}
@@ -195,59 +204,59 @@ class TreeWalker:
             tuple(lost for one in below for lost in one.lost),
         )
 
-    def _visit_again(
-        self, tree: Tree, block: int, low: int, high: int | None, is_root: bool
-    ) -> Summary:
+    def _visit_again(self, tree: Tree, place: Place) -> Summary:
+        block = place.block
         where = f"{tree.name}, block {block}"
         if block in self._damage:
-            return self._lose(tree, Lost(block, low, high))
-        if block not in self._summaries:
+            return self._lose(tree, place)
+        if block not in self._seen:
             # On disk it is counted once. That is not what was found, and will be told as such.
-            return Summary(None, None, 0, 0, (Lost(block, low, high),))
-        summary = self._summaries[block]
+            return Summary(lost=(place,))
+        found_in, summary = self._seen[block]
         if summary is None:
-            return self._lose(tree, Lost(block, low, high), "node", "is below itself")
-        self._check_range(where, summary.first, summary.last, low, high)
-        if not is_root and block in self._small_roots:
+            return self._lose(tree, place, "node", "is below itself")
+        if (found_in.keys, found_in.value_size) != (tree.keys, tree.value_size):
+            self._findings.add("node", where, f"is of another tree, {found_in.name}")
+            return Summary(lost=(place,))
+        self._check_range(where, place, summary.first, summary.last)
+        if not place.is_root and block in self._small_roots:
             self._findings.add("node", where, "has fewer entries than a node may have")
         for lost in summary.lost:
             self._lose(tree, lost)
         return summary
 
-    def _check_range(
-        self, where: str, first: int | None, last: int | None, low: int, high: int | None
-    ) -> None:
+    def _check_range(self, where: str, place: Place, first: int | None, last: int | None) -> None:
+        low, high = place.low, place.high
         if first is not None and first < low:
             self._findings.add("node", where, f"has key {first}, but its parent starts at {low}")
         if last is not None and high is not None and last >= high:
             self._findings.add("node", where, f"has key {last}, but its parent ends before {high}")
 
-    def _check_fill(
-        self, where: str, block: int, entries: int, value_size: int, is_root: bool
-    ) -> None:
-        if is_root:
-            self._small_roots.add(block)
+    def _check_fill(self, where: str, place: Place, entries: int, least: int) -> None:
+        if entries >= least:
+            return
+        if place.is_root:
+            self._small_roots.add(place.block)
         else:
-            least = min_entries(value_size)
             self._findings.add("node", where, f"has {entries} entries, of {least} at least")
 
-    def _lose(self, tree: Tree, lost: Lost, kind: str | None = None, message: str = "") -> Summary:
-        damage = self._damage.get(lost.block)
-        if damage is None:
-            damage = self._damage[lost.block] = _Damage(kind or "node", message)
-        damage.losses.append(_named(tree, lost))
-        return Summary(None, None, 0, 0, (lost,))
+    def _lose(
+        self, tree: Tree, place: Place, kind: str = "node", message: str = "cannot be read"
+    ) -> Summary:
+        damage = self._damage.setdefault(place.block, _Damage(kind, message))
+        end = "" if place.high is None else str(place.high - 1)
+        damage.losses.append(
+            f"{tree.name}, all of it"
+            if place.low == 0 and place.high is None
+            else f"{tree.name}, {tree.keys} {place.low}..{end}"
+        )
+        return Summary(lost=(place,))
 
 
-def _named(tree: Tree, lost: Lost) -> str:
-    if lost.low == 0 and lost.high is None:
-        return f"{tree.name}, all of it"
-    end = "" if lost.high is None else str(lost.high - 1)
-    return f"{tree.name}, {tree.keys} {lost.low}..{end}"
-
-
-def _fault(data: bytearray, value_size: int) -> str | None:
+def _fault(data: bytearray, value_size: int, depth: int) -> str | None:
     """Why this cannot be read as a node of a tree with such values, or None."""
+    if depth > _MAX_DEPTH:
+        return f"is {depth} levels below its root"
     flags, entries, room, size = header_of(data)
     if flags == INTERNAL:
         wanted, wanted_size = MAX_CHILDREN, CHILD_SIZE

@@ -313,6 +313,31 @@ def test_a_cycle_is_told_and_ends(bench: Bench) -> None:
     assert ("count", f"metadata block {root}") in problems(check(bench.store))
 
 
+def test_a_tree_without_end_is_told(bench: Bench) -> None:
+    """A chain of nodes with one child each, all of them well-formed."""
+    chain = range(9000, 9600)
+    for block in chain:
+        data = bytearray(BLOCK_SIZE)
+        node.init_node(data, node.INTERNAL, 8)
+        struct.pack_into("<I", data, 16, 1)
+        set_word(data, node.VALUES_WORD, block + 1)
+        seal(data, Kind.NODE, block)
+        bench.put(block, data)
+    recount(bench, dict.fromkeys(chain, 1))
+    bench.put_superblock(replace(bench.superblock, mapping_root=chain[0]))
+    told = [error.message for error in check(bench.store).errors]
+    assert any("is 13 levels below its root" in message for message in told)
+
+
+def test_a_tree_within_another_is_told(bench: Bench) -> None:
+    superblock = bench.superblock
+    bench.put_superblock(replace(superblock, mapping_root=superblock.details_root))
+    recount(bench, {superblock.details_root: 2})
+    told = {(error.where, error.message) for error in check(bench.store).errors}
+    where = f"mapping tree, block {superblock.details_root}"
+    assert (where, "is of another tree, details tree") in told
+
+
 def test_a_child_past_the_end_is_told(bench: Bench) -> None:
     root = bench.device_roots()[8]
     bench.edit(root, lambda data: set_word(data, node.VALUES_WORD, 1 << 60))
