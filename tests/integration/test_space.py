@@ -263,3 +263,18 @@ def test_growing_while_it_is_written(new_pool: PoolMaker) -> None:
         for block in range(200):
             assert client.read(block * BLOCK, BLOCK) == bytes([block % 250 + 1]) * BLOCK
     assert pool.status()["data"]["size"] == 16 * MIB
+
+
+def test_reserved_space_is_kept_for_its_volume(new_pool: PoolMaker) -> None:
+    pool = new_pool("8M", on_full="error")
+    pool.create("safe", "2M", "--reserve", "2M")
+    pool.create("greedy", "20M")
+    with pool.connect("greedy") as greedy, pool.connect("safe") as safe:
+        for block in range(128 - 32):
+            greedy.write(block * BLOCK, b"g" * BLOCK)
+        with pytest.raises(NbdError) as caught:
+            greedy.write((128 - 32) * BLOCK, b"g" * BLOCK)
+        assert caught.value.errno == errno.ENOSPC
+        safe.write(0, b"s" * 2 * MIB)
+        safe.flush()
+        assert safe.read(0, 2 * MIB) == b"s" * 2 * MIB
