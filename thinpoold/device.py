@@ -1,0 +1,247 @@
+"""The data device: the file or block device that holds the pool's data blocks.
+
+Offsets and counts are bytes. Every call does all it was asked or raises `DeviceError` with the
+system's errno; a short read or write is continued.
+
+Invariants
+
+1. `flush` returns when everything written before it began is durable. After it failed, the kernel
+   may have thrown the data away, so nobody may try again and call it well.
+2. `is_zero` never errs on the side of zero: what it vouches for reads as zero now.
+3. Whoever opens a device holds a lock on it (flock, and O_EXCL on a block device), so two pools
+   never share one.
+
+Thread-safety: all calls but `resize` and `close` from any thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+from typing import TypeAlias
+
+from thinpoold import fallocate
+from thinpoold.errors import DeviceError
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+_PIECE = 1 << 20
+ZEROES = memoryview(bytes(_PIECE))
+"""A mebibyte of zeroes, to write from and to copy from."""
+
+# IOV_MAX of Linux.
+_MAX_BUFFERS = 1024
+
+
+class DataDevice:
+    """An open data device. `size` is in bytes, `regular` tells a file from a block device."""
+
+    def __init__(self, path: Path, fd: int, *, read_only: bool = False) -> None:
+        self.path = path
+        self.fd = fd
+        self.read_only = read_only
+        self.regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        self.size = self._find_size()
+        self._can_zero = True
+        self._can_copy = True
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool = False) -> DataDevice:
+        """Open and lock the device at `path`. Raises `DeviceError`; nothing is touched then."""
+        flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
+        try:
+            mode = os.stat(path).st_mode
+            if stat.S_ISBLK(mode):
+                # Refused by the kernel while the device is mounted or part of another.
+                flags |= 0 if read_only else os.O_EXCL
+            elif not stat.S_ISREG(mode):
+                raise DeviceError(f"data device {path} is neither a file nor a block device")
+            fd = os.open(path, flags)
+        except OSError as error:
+            raise failure(f"data device {path}", error) from None
+        try:
+            _lock(fd, path, read_only)
+            return cls(path, fd, read_only=read_only)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def close(self) -> None:
+        """Close and unlock it. Nothing is flushed."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    # --- data -----------------------------------------------------------------------------------
+
+    def read(self, into: bytearray | memoryview, offset: int) -> None:
+        """Fill `into` from `offset`."""
+        try:
+            done = os.preadv(self.fd, (into,), offset)
+            if done != len(into):
+                self._read_on(into, done, offset)
+        except OSError as error:
+            raise failure("read of the data device", error) from None
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Write `data` at `offset`."""
+        try:
+            done = os.pwritev(self.fd, (data,), offset)
+            if done != len(data):
+                self._write_on([data], done, offset)
+        except OSError as error:
+            raise failure("write to the data device", error) from None
+
+    def write_all(self, parts: list[Buffer], offset: int) -> None:
+        """Write several buffers, one behind the other, from `offset` on."""
+        try:
+            done = os.pwritev(self.fd, parts[:_MAX_BUFFERS], offset)
+            if done != sum(map(len, parts)):
+                self._write_on(parts, done, offset)
+        except OSError as error:
+            raise failure("write to the data device", error) from None
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Copy `count` bytes within the device; the two ranges do not overlap."""
+        try:
+            while count and self._can_copy and self.regular:
+                try:
+                    done = os.copy_file_range(self.fd, self.fd, count, source, target)
+                except OSError as error:
+                    if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP):
+                        raise
+                    self._can_copy = False
+                    break
+                if done == 0:
+                    raise OSError(errno.EIO, "the data device ends early")
+                source, target, count = source + done, target + done, count - done
+        except OSError as error:
+            raise failure("copy within the data device", error) from None
+        buffer = memoryview(bytearray(min(count, _PIECE)))
+        while count:
+            piece = buffer[: min(count, _PIECE)]
+            self.read(piece, source)
+            self.write(piece, target)
+            source, target, count = source + len(piece), target + len(piece), count - len(piece)
+
+    def flush(self) -> None:
+        """Make everything written so far durable."""
+        try:
+            os.fdatasync(self.fd)
+        except OSError as error:
+            raise failure("flush of the data device", error) from None
+
+    # --- space ----------------------------------------------------------------------------------
+
+    @property
+    def zeroes_fast(self) -> bool:
+        """Whether `zero` is likely to be faster than writing zeroes."""
+        return self.regular and self._can_zero
+
+    def zero(self, offset: int, count: int) -> None:
+        """Make a range read as zero; its space stays allocated."""
+        try:
+            if self.regular and self._can_zero:
+                if fallocate.zero_range(self.fd, offset, count):
+                    return
+                self._can_zero = False
+            self._write_on([], 0, offset, zeroes=count)
+        except OSError as error:
+            raise failure("zeroing of the data device", error) from None
+
+    def punch(self, offset: int, count: int) -> bool:
+        """Give a range's space back; it reads as zero if this returns True.
+
+        False when the device cannot: then the range is as it was.
+        """
+        try:
+            return fallocate.punch_hole(self.fd, offset, count)
+        except OSError as error:
+            raise failure("discard on the data device", error) from None
+
+    def is_zero(self, offset: int, count: int) -> bool:
+        """Whether the range is known to read as zero: a hole of a file, told by its file system."""
+        if not self.regular:
+            return False
+        try:
+            return os.lseek(self.fd, offset, os.SEEK_DATA) >= offset + count
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                # No data from here to the end of the file.
+                return offset + count <= self.size
+            raise failure("look-up of holes in the data device", error) from None
+
+    def prefetch(self, offset: int, count: int) -> None:
+        """Start to read a range into the page cache; a hint, and never an error."""
+        try:
+            os.posix_fadvise(self.fd, offset, count, os.POSIX_FADV_WILLNEED)
+        except OSError:
+            pass
+
+    def resize(self, size: int) -> None:
+        """Make a file larger; look how large a block device has become.
+
+        Raises `DeviceError` when it is smaller than `size` in the end.
+        """
+        try:
+            if self.regular and self.size < size:
+                os.ftruncate(self.fd, size)
+            self.size = self._find_size()
+        except OSError as error:
+            raise failure(f"growing data device {self.path}", error) from None
+        if self.size < size:
+            raise DeviceError(
+                f"data device {self.path} has {self.size} bytes, not {size}: make it larger first"
+            )
+
+    # --- pieces ---------------------------------------------------------------------------------
+
+    def _find_size(self) -> int:
+        return os.lseek(self.fd, 0, os.SEEK_END)
+
+    def _read_on(self, into: bytearray | memoryview, done: int, offset: int) -> None:
+        rest = memoryview(into)[done:]
+        while rest:
+            if not done:
+                raise OSError(errno.EIO, "the data device ends early")
+            offset += done
+            done = os.preadv(self.fd, (rest,), offset)
+            rest = rest[done:]
+
+    def _write_on(self, parts: list[Buffer], done: int, offset: int, zeroes: int = 0) -> None:
+        rest = [memoryview(part) for part in parts if len(part)]
+        while rest or zeroes:
+            offset += done
+            while rest and done >= len(rest[0]):
+                done -= len(rest.pop(0))
+            if rest:
+                rest[0] = rest[0][done:]
+            elif zeroes:
+                rest = [ZEROES[: min(zeroes, _PIECE)]]
+                zeroes -= len(rest[0])
+            else:
+                return
+            done = os.pwritev(self.fd, rest[:_MAX_BUFFERS], offset)
+            if not done:
+                raise OSError(errno.EIO, "the data device takes nothing")
+
+
+def failure(what: str, error: OSError) -> DeviceError:
+    """Return the `DeviceError` for an operating system's error in doing `what`."""
+    return DeviceError(f"{what}: {error.strerror}", error.errno or errno.EIO)
+
+
+def _lock(fd: int, path: Path, read_only: bool) -> None:
+    how = fcntl.LOCK_SH if read_only else fcntl.LOCK_EX
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DeviceError(
+            f"data device {path} is in use by another pool: each needs one of its own", errno.EBUSY
+        ) from None
+    except OSError:
+        # A file system without locks: the pool's own lock has to do.
+        pass
