@@ -1,0 +1,68 @@
+"""Cells: a request has a range of virtual blocks to itself while it gives them new data blocks.
+
+After dm-bio-prison, with ranges instead of single blocks. Whoever needs a new data block for a
+virtual block (first write, breaking of sharing) holds a cell over it from the look-up to the
+insertion; others who need the same wait and then find it done.
+
+Invariants
+
+1. Held cells do not overlap.
+2. Overlapping cells are granted in the order in which they were asked for, so nobody starves.
+3. A thread holds at most one cell, and does not wait for another while it does: no deadlock.
+
+Reads, and writes in place, need no cell: what they see in the table stays true until a grace period
+of the gate has passed.
+
+Thread-safety: any thread. `_changed` guards `_line`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Cells:
+    """The cells of one volume."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        # Held and awaited ranges, in the order of their coming.
+        self._line: list[tuple[int, int]] = []
+
+    @contextmanager
+    def hold(self, begin: int, end: int) -> Iterator[None]:
+        """Hold virtual blocks begin..end-1 for the context."""
+        # A fresh tuple: found again by identity, as another may want the same range.
+        cell = (begin, end)
+        with self._changed:
+            self._line.append(cell)
+            try:
+                while self._is_behind_another(cell):
+                    self._changed.wait()
+            except BaseException:
+                self._drop(cell)
+                raise
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._drop(cell)
+
+    def _is_behind_another(self, cell: tuple[int, int]) -> bool:
+        begin, end = cell
+        for other in self._line:
+            if other is cell:
+                return False
+            if other[0] < end and begin < other[1]:
+                return True
+        return False
+
+    def _drop(self, cell: tuple[int, int]) -> None:
+        for place, other in enumerate(self._line):
+            if other is cell:
+                del self._line[place]
+                break
+        if self._line:
+            self._changed.notify_all()

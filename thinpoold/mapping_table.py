@@ -1,0 +1,90 @@
+"""A volume's mapping table: virtual block -> data block, flat in memory.
+
+One u64 for each virtual block, in an anonymous mapping that costs nothing where it was never
+touched. It is a cache and a narrow interface: code outside Python may read the same memory.
+
+    0           unknown: ask the metadata
+    otherwise   bit 0 (PRESENT), bit 1 (WRITABLE: may be written in place), bits 8.. the data block
+
+Invariants
+
+1. An entry, when there is one, is what the metadata says; WRITABLE only while the data block is the
+   volume's alone and the pool takes writes. 'Unknown' is always right.
+2. Entries are stored under the metadata lock, together with the look-up or change they come from,
+   so an older answer never overwrites a newer one. They are read without any lock, inside the gate.
+
+Thread-safety: reads and stores of one entry are atomic; who may store is invariant 2.
+"""
+
+from __future__ import annotations
+
+import mmap
+from array import array
+from typing import Final
+
+from thinpoold.errors import NoSpace
+
+PRESENT: Final = 1
+WRITABLE: Final = 2
+IN_PLACE: Final = PRESENT | WRITABLE
+DATA_SHIFT: Final = 8
+
+ENTRY_BYTES: Final = 8
+_MAP_NORESERVE: Final = 0x4000
+_STEP: Final = 1 << DATA_SHIFT
+_ZEROES: Final = memoryview(bytes(mmap.PAGESIZE)).cast("Q")
+_PAGE_ENTRIES: Final = mmap.PAGESIZE // ENTRY_BYTES
+
+
+class MappingTable:
+    """The table of a volume of `blocks` virtual blocks. Raises `NoSpace` without address space."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+        length = max(blocks, 1) * ENTRY_BYTES
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        try:
+            self._memory = mmap.mmap(-1, length, flags=flags)
+        except (OSError, ValueError, OverflowError) as error:
+            raise NoSpace(
+                f"no address space for the mapping table of {blocks} blocks: {error}"
+            ) from None
+        self._length = length
+        self.entries = memoryview(self._memory).cast("Q")
+
+    def set_run(self, begin: int, data_begin: int, count: int, *, writable: bool) -> None:
+        """Virtual blocks from `begin` on are in `count` consecutive data blocks."""
+        value = data_begin << DATA_SHIFT | (IN_PLACE if writable else PRESENT)
+        if count == 1:
+            self.entries[begin] = value
+        else:
+            run = array("Q", range(value, value + count * _STEP, _STEP))
+            self.entries[begin : begin + count] = memoryview(run)
+
+    def drop(self) -> None:
+        """Forget everything."""
+        self._memory.madvise(mmap.MADV_DONTNEED)
+
+    def drop_range(self, begin: int, end: int) -> None:
+        """Forget the virtual blocks begin..end-1."""
+        # Whole pages go back to the kernel; what is left at both ends is overwritten.
+        first = -(-begin // _PAGE_ENTRIES) * _PAGE_ENTRIES
+        last = end // _PAGE_ENTRIES * _PAGE_ENTRIES
+        if first >= last:
+            self._clear(begin, end)
+            return
+        self._clear(begin, first)
+        self._clear(last, end)
+        start = first * ENTRY_BYTES
+        self._memory.madvise(mmap.MADV_DONTNEED, start, last * ENTRY_BYTES - start)
+
+    def close(self) -> None:
+        """Give the memory back. Nobody may use `entries` any more."""
+        self.entries.release()
+        self._memory.close()
+
+    def _clear(self, begin: int, end: int) -> None:
+        while begin < end:
+            stop = min(end, begin + _PAGE_ENTRIES)
+            self.entries[begin:stop] = _ZEROES[: stop - begin]
+            begin = stop

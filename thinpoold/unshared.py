@@ -1,0 +1,85 @@
+"""Data blocks that have one owner now, but had more at the last commit.
+
+When a volume gives up a shared data block (it broke the sharing, or discarded it), the block may be
+its other owner's alone, and the metadata says that it can be written in place. But a crash would
+bring the last commit back, where both own it, and the one that gave it up would find the other's
+new bytes. So until the commit that makes the giving up durable, such a block still counts as
+shared: the owner that is left copies it once more.
+
+Kept as disjoint ranges of data blocks, those of the open transaction and those of the one being
+committed. Where a whole device went, nobody knows which they are, and every block counts as shared.
+
+Thread-safety: the caller holds the metadata lock.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+
+
+class Ranges:
+    """A set of numbers as disjoint, sorted ranges begin..end-1."""
+
+    def __init__(self) -> None:
+        self._begins: list[int] = []
+        self._ends: list[int] = []
+        self.everything = False
+
+    def __bool__(self) -> bool:
+        return self.everything or bool(self._begins)
+
+    def __len__(self) -> int:
+        return len(self._begins)
+
+    def add(self, begin: int, end: int) -> None:
+        """Add begin..end-1."""
+        # All ranges that touch the new one become one with it.
+        low = bisect_left(self._ends, begin)
+        high = bisect_right(self._begins, end)
+        if low < high:
+            begin = min(begin, self._begins[low])
+            end = max(end, self._ends[high - 1])
+        self._begins[low:high] = [begin]
+        self._ends[low:high] = [end]
+
+    def overlaps(self, begin: int, end: int) -> bool:
+        """Whether any of begin..end-1 is in the set."""
+        if self.everything:
+            return True
+        at = bisect_right(self._ends, begin)
+        return at < len(self._begins) and self._begins[at] < end
+
+
+class Unshared:
+    """The blocks of the open and of the frozen transaction."""
+
+    def __init__(self) -> None:
+        self._open = Ranges()
+        self._frozen = Ranges()
+
+    def add(self, begin: int, count: int) -> None:
+        """An owner of these data blocks, which others own as well, has given them up."""
+        self._open.add(begin, begin + count)
+
+    def add_everything(self) -> None:
+        """A device is gone, and with it its part in whatever it shared."""
+        self._open.everything = True
+
+    def holds(self, begin: int, count: int) -> bool:
+        """Whether any of these data blocks still counts as shared."""
+        if not self._open and not self._frozen:
+            return False
+        end = begin + count
+        return self._open.overlaps(begin, end) or self._frozen.overlaps(begin, end)
+
+    def freeze(self) -> None:
+        """The open transaction is being committed."""
+        self._frozen, self._open = self._open, Ranges()
+
+    def committed(self) -> None:
+        """The frozen transaction is durable."""
+        self._frozen = Ranges()
+
+    def abandon(self) -> None:
+        """The last commit is what counts again, with all it shares."""
+        self._open, self._frozen = Ranges(), Ranges()
