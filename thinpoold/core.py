@@ -1,0 +1,311 @@
+"""What all volumes of a pool share: metadata and its lock, data device, commit, mode.
+
+The commit, step by step, and what a crash after each leaves, is in docs/crash-ordering.md.
+
+Invariants
+
+1. Every call of the metadata is made with `lock` held, but `write`, which the commit makes without;
+   and no data I/O is done with `lock` held.
+2. Only a commit's round abandons the open transaction, so nobody pulls it from under a commit that
+   is being written. A change that failed half way marks it (`changing`), which stops everything
+   until a round has abandoned it.
+3. After the open transaction was abandoned the pool takes no more writes, and every flush fails:
+   writes that were answered are lost, and whoever waits for them must know.
+4. A table entry that may be written in place exists only while the mode takes writes.
+
+Thread-safety: any thread. `lock` guards the metadata, `unshared`, `reservations`, `volumes` and
+storing into mapping tables. Order: a gate, then a cell, then `lock`, then the locks inside modes,
+committer and reclaimer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from thinmeta.errors import (
+    AlreadyExists,
+    Corrupt,
+    NoDataSpace,
+    NoMetadataSpace,
+    NotFound,
+    StoreError,
+    ThinMetaError,
+)
+from thinmeta.thin import Run, ThinMetadata
+from thinpoold.committer import INTERVAL_SECONDS, Committer, Timer
+from thinpoold.device import DataDevice
+from thinpoold.errors import ThinPoolError
+from thinpoold.modes import Mode, Modes
+from thinpoold.reclaim import Ranges, Reclaimer
+from thinpoold.reservations import Reservations
+from thinpoold.settings import Settings
+from thinpoold.unshared import Unshared
+
+if TYPE_CHECKING:
+    from thinpoold.volume import Volume
+
+log = logging.getLogger(__name__)
+
+SECTOR = 512
+FAILURES = (Corrupt, StoreError, NoMetadataSpace)
+"""What the metadata raises when the store, or what is in it, is at fault."""
+
+_AGE_TICKS = 30
+_IDLE_SECONDS = 300.0
+
+
+class TransactionBroken(ThinPoolError):  # noqa: N818 - a state, not a mistake
+    """The open transaction is half changed and waits to be abandoned; try again after that."""
+
+
+class Core:
+    """The shared part of one pool. `read_only` is for one that is only to be looked at."""
+
+    def __init__(
+        self,
+        metadata: ThinMetadata,
+        device: DataDevice,
+        settings: Settings,
+        *,
+        read_only: bool = False,
+    ) -> None:
+        self.metadata = metadata
+        self.device = device
+        self.settings = settings
+        self.read_only = read_only
+        self.block_size = metadata.data_block_sectors * SECTOR
+        self.lock = threading.Lock()
+        self.modes = Modes(read_only=read_only)
+        self.unshared = Unshared()
+        self.reservations = Reservations()
+        # Those that are open, by uuid.
+        self.volumes: dict[bytes, Volume] = {}
+        # Called with the lock held, after the open transaction was abandoned.
+        self.on_abandon: Callable[[], None] = lambda: None
+        self.committer = Committer(self._commit)
+        self.reclaimer = Reclaimer(
+            device,
+            self.block_size,
+            synchronize=self._synchronize,
+            passdown=lambda: self.settings.discard == "passdown",
+            release=self._release,
+        )
+        self.timer = Timer("commit", self._tick, INTERVAL_SECONDS)
+        self.reclaim_timer = Timer("reclaim", self.reclaimer.drain, None)
+        self._broken: Exception | None = None
+        self._low = False
+        self._ticks = 0
+        if metadata.needs_check and not read_only:
+            self.modes.degrade(Mode.READ_ONLY, "its metadata needs a check", lost_data=False)
+
+    def start(self) -> None:
+        """Start the threads that commit each second and reclaim what commits free."""
+        self.timer.start()
+        self.reclaim_timer.start()
+
+    def stop(self) -> None:
+        """End the threads."""
+        self.timer.stop()
+        self.reclaim_timer.stop()
+
+    # --- commit ---------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Return when everything done before the call is durable.
+
+        Raises `DeviceError`, an error of the store, or `PoolStopped`.
+        """
+        if not self.read_only:
+            self.committer.flush()
+
+    def commit_if_dirty(self) -> None:
+        """Flush if there is anything of the metadata to commit."""
+        if self.metadata.dirty or self._broken is not None:
+            self.flush()
+
+    def throttle(self) -> None:
+        """Let the commit catch up with whoever changes a lot. Not inside a gate."""
+        pressure = self.metadata.pressure
+        if pressure > 1:
+            self.flush()
+        elif pressure:
+            self.timer.kick()
+
+    def _commit(self) -> None:
+        """One round; see the module's invariant 2."""
+        freed: Ranges = []
+        try:
+            frozen = None
+            with self.lock:
+                if self._broken is not None:
+                    raise self._broken
+                self.modes.check_flushable()
+                if self.modes.takes_writes and self.metadata.dirty:
+                    frozen = self.metadata.freeze()
+                    self.unshared.freeze()
+            self.device.flush()
+            if frozen is None:
+                return
+            self.metadata.write(frozen)
+            with self.lock:
+                freed = self.metadata.committed(frozen)
+                self.unshared.committed()
+        except Exception as error:
+            if self._broken is not None or not self.modes.lost_data:
+                self._abandon(error)
+            raise
+        if freed:
+            self.reclaimer.add(freed)
+            self.reclaim_timer.kick()
+
+    def _abandon(self, error: Exception) -> None:
+        """Go back to the last commit, and take no more writes."""
+        with self.lock:
+            mode, reason = Mode.READ_ONLY, str(error) or type(error).__name__
+            try:
+                self.metadata.abandon()
+                self.on_abandon()
+            except (ThinMetaError, ThinPoolError, OSError, ValueError) as worse:
+                mode, reason = Mode.FAILED, f"{reason}; the last commit cannot be read: {worse}"
+            self._broken = None
+            self.unshared.abandon()
+            self.modes.degrade(mode, reason)
+            for volume in self.volumes.values():
+                volume.forget()
+                if mode is not Mode.FAILED:
+                    volume.reload()
+            if mode is not Mode.FAILED and isinstance(error, Corrupt):
+                self._demand_check()
+
+    def _demand_check(self) -> None:
+        try:
+            self.metadata.set_needs_check(True)
+            self.metadata.commit()
+        except FAILURES as error:
+            log.error("the metadata cannot be marked as in need of a check: %s", error)
+
+    # --- failures -------------------------------------------------------------------------------
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """The lock, for changes of the metadata. Raises `Stopped` unless the pool takes writes.
+
+        A failure half way breaks the transaction: whoever gets it calls `settle`, outside gates.
+        """
+        with self.lock:
+            self.check_whole()
+            self.modes.check_writable()
+            try:
+                yield
+            except (AlreadyExists, NoDataSpace, NotFound, ThinPoolError):
+                # Raised before anything was changed.
+                raise
+            except Exception as error:
+                self._broken = error
+                self.modes.degrade(Mode.READ_ONLY, str(error) or type(error).__name__)
+                for volume in self.volumes.values():
+                    volume.forget()
+                raise
+
+    def check_whole(self) -> None:
+        """Raise `TransactionBroken` while the open transaction waits to be abandoned. Lock held."""
+        if self._broken is not None:
+            raise TransactionBroken("the open transaction is being dropped")
+        self.modes.check_readable()
+
+    def settle(self, error: Exception | None = None) -> None:
+        """Deal with a failure of the metadata, or with one that another met. Outside gates.
+
+        Afterwards the open transaction is whole: abandoned if a change had failed, committed if
+        only a look-up had; and the pool is read-only or failed.
+        """
+        broken = self._broken is not None
+        if not broken and error is not None and self.modes.takes_writes:
+            log.error("metadata: %s", error)
+            if isinstance(error, Corrupt):
+                with self.lock:
+                    self.metadata.set_needs_check(True)
+        try:
+            self.flush()
+        except Exception as raised:
+            log.error("commit: %s", raised)
+        if error is not None and not broken:
+            with self.lock:
+                self.modes.degrade(Mode.READ_ONLY, str(error), lost_data=False)
+                for volume in self.volumes.values():
+                    volume.forget()
+
+    # --- data blocks ----------------------------------------------------------------------------
+
+    def reserve(self, volume: bytes, count: int) -> tuple[int, int]:
+        """Take up to `count` consecutive data blocks for a volume: (first, how many). Lock held.
+
+        Raises `NoDataSpace`, `Stopped`.
+        """
+        if self.reservations:
+            room = self.metadata.data_free - self.reservations.owed(but_for=volume)
+            if room <= 0:
+                raise NoDataSpace("what is free is reserved for other volumes")
+            count = min(count, room)
+        taken = self.metadata.reserve(count)
+        self._watch_low_water()
+        return taken
+
+    def unreserve(self, begin: int, count: int) -> None:
+        """Give reserved blocks back that were not inserted."""
+        with self.lock:
+            self.metadata.unreserve(begin, count)
+
+    def may_write(self, run: Run) -> bool:
+        """Whether a run of mapped blocks may be written in place. Lock held."""
+        return (
+            not run.shared
+            and self.modes.takes_writes
+            and not self.unshared.holds(run.data_begin, run.length)
+        )
+
+    def give_up(self, runs: list[Run]) -> None:
+        """These mappings are being replaced or removed. Lock held."""
+        for run in runs:
+            if run.shared:
+                self.unshared.add(run.data_begin, run.length)
+
+    def _release(self, freed: Ranges) -> None:
+        with self.lock:
+            if self.modes.mode is not Mode.FAILED:
+                self.metadata.release(freed)
+                self._watch_low_water()
+        self.modes.space_found()
+
+    def _watch_low_water(self) -> None:
+        free, total = self.metadata.data_free, self.metadata.data_blocks
+        low = free * 100 < total * self.settings.low_water
+        if low and not self._low:
+            log.warning(
+                "data space is low: %d of %d blocks are free, under %d%%; grow the pool, or delete "
+                "or discard something",
+                free,
+                total,
+                self.settings.low_water,
+            )
+        self._low = low
+
+    # --- threads --------------------------------------------------------------------------------
+
+    def _synchronize(self) -> None:
+        with self.lock:
+            volumes = list(self.volumes.values())
+        for volume in volumes:
+            volume.gate.synchronize()
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        if self._ticks % _AGE_TICKS == 0:
+            with self.lock:
+                self.metadata.age(_IDLE_SECONDS)
+        if not self.modes.lost_data:
+            self.commit_if_dirty()

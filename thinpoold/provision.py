@@ -1,0 +1,221 @@
+"""New data blocks: the first write to a virtual block, and the breaking of sharing.
+
+    cell over the blocks -> look-up -> reserve -> fill and write the data -> insert -> table
+
+Invariants
+
+1. A data block is written whole before it is inserted: what the request does not cover is copied
+   from the shared block it replaces, or reads as zero.
+2. A write that fails gives the reserved blocks back; nothing of the volume has changed then.
+3. The metadata lock is not held across data I/O; the cell keeps others off the blocks meanwhile.
+
+Thread-safety: called inside the volume's gate, from any thread, with no cell held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from thinmeta.thin import Run
+from thinpoold.core import Core
+from thinpoold.device import ZEROES, Buffer
+from thinpoold.modes import Mode
+
+if TYPE_CHECKING:
+    from thinpoold.volume import Volume
+
+# The most that one cell, and one run of new blocks, spans.
+MAX_RUN_BYTES = 16 << 20
+# Up to here what surrounds a partial write goes through a buffer, into the same system call.
+_SMALL = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What a request writes: `count` bytes of `data`, or of zeroes where that is None."""
+
+    data: memoryview | None
+    count: int
+
+    def after(self, done: int) -> Payload:
+        """What is left when the first `done` bytes are written."""
+        return Payload(self.data[done:] if self.data is not None else None, self.count - done)
+
+    def front(self, count: int) -> Buffer | None:
+        """The first `count` bytes as a buffer; None for so many zeroes that they need none."""
+        if self.data is not None:
+            return self.data[:count]
+        return ZEROES[:count] if count <= _SMALL else None
+
+
+def put(core: Core, payload: Payload, count: int, at: int) -> None:
+    """Write the first `count` bytes of a payload to the data device at `at`, in place."""
+    buffer = payload.front(count)
+    if buffer is None:
+        core.device.zero(at, count)
+    else:
+        core.device.write(buffer, at)
+
+
+def write(volume: Volume, payload: Payload, offset: int, *, keep_holes: bool = False) -> int:
+    """Write the front of a payload that begins in a block which needs a new data block.
+
+    Returns how many bytes are done with; 0 when the first block can be written in place by now,
+    which the table says then. With `keep_holes`, zeroes leave alone what is unmapped.
+    Raises `NoDataSpace`, `DeviceError`, `Stopped`, and failures of the metadata.
+    """
+    core, size = volume.core, volume.core.block_size
+    first = offset // size
+    last = min(-(-(offset + payload.count) // size), first + max(1, MAX_RUN_BYTES // size))
+    with volume.cells.hold(first, last):
+        with core.lock:
+            core.check_whole()
+            core.modes.check_writable()
+            olds, last = survey(volume, first, last)
+            if last == first:
+                return 0
+            if keep_holes:
+                if not olds or olds[0].begin > first:
+                    stop = olds[0].begin if olds else last
+                    return min(payload.count, stop * size - offset)
+                last = olds[0].begin + olds[0].length
+            data, blocks = core.reserve(volume.uuid, last - first)
+        target = _Target(first, data, blocks, olds)
+        count = min(payload.count, (first + blocks) * size - offset)
+        inserting = False
+        try:
+            _fill(core, target, payload, offset - first * size, count)
+            with core.changing():
+                # From here on the reserved blocks are the transaction's.
+                inserting = True
+                _insert(volume, target)
+        except BaseException:
+            if not inserting:
+                core.unreserve(data, blocks)
+            raise
+    return count
+
+
+def survey(volume: Volume, first: int, last: int) -> tuple[list[Run], int]:
+    """Look at virtual blocks first..last-1: which must be replaced, and where that ends.
+
+    Returns the mapped runs that cannot be written in place, and the first block that can, which
+    goes into the table, or `last`. Lock held.
+    """
+    core, metadata = volume.core, volume.core.metadata
+    found: Iterable[Run]
+    if last - first == 1:
+        mapping = metadata.lookup(volume.dev_id, first)
+        found = [] if mapping is None else [Run(first, mapping.data_block, 1, mapping.shared)]
+    else:
+        found = metadata.runs(volume.dev_id, first, last)
+    olds: list[Run] = []
+    for run in found:
+        if core.may_write(run):
+            volume.table.set_run(run.begin, run.data_begin, run.length, writable=True)
+            return olds, run.begin
+        olds.append(run)
+    return olds, last
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Reserved data blocks from `data` on for virtual blocks from `first` on."""
+
+    first: int
+    data: int
+    blocks: int
+    olds: list[Run]
+
+    def old(self, block: int) -> int | None:
+        """The data block that a virtual block shares, None where it has none."""
+        for run in self.olds:
+            if run.begin <= block < run.begin + run.length:
+                return run.data_begin + block - run.begin
+        return None
+
+
+def _fill(core: Core, target: _Target, payload: Payload, within: int, count: int) -> None:
+    """Write `count` bytes of payload from `within` on, and around them what must be there."""
+    device, size = core.device, core.block_size
+    begin = target.data * size
+    end = begin + target.blocks * size
+    start, stop = begin + within, begin + within + count
+    hole = (start > begin or stop < end or payload.data is None) and device.is_zero(
+        begin, end - begin
+    )
+    pieces: list[tuple[int, Buffer]] = []
+    if start > begin:
+        old = target.old(target.first)
+        _edge(core, old, 0, begin, start - begin, hole, pieces)
+    if payload.data is not None or not hole:
+        body = payload.front(count)
+        if body is not None:
+            pieces.append((start, body))
+        else:
+            device.zero(start, count)
+    if stop < end:
+        old = target.old(target.first + target.blocks - 1)
+        _edge(core, old, size - (end - stop), stop, end - stop, hole, pieces)
+    _write_pieces(core, pieces)
+
+
+def _edge(
+    core: Core,
+    old: int | None,
+    within: int,
+    at: int,
+    count: int,
+    hole: bool,
+    pieces: list[tuple[int, Buffer]],
+) -> None:
+    """See to what belongs beside a payload: `count` bytes at `at`, at `within` in their block.
+
+    What is small goes to `pieces`, for the caller to write.
+    """
+    device = core.device
+    if old is not None:
+        source = old * core.block_size + within
+        if count > _SMALL:
+            device.copy(source, at, count)
+        else:
+            buffer = bytearray(count)
+            device.read(buffer, source)
+            pieces.append((at, buffer))
+    elif not hole and not core.settings.skip_zeroing:
+        if count > _SMALL:
+            device.zero(at, count)
+        else:
+            pieces.append((at, ZEROES[:count]))
+
+
+def _write_pieces(core: Core, pieces: list[tuple[int, Buffer]]) -> None:
+    """Write pieces, ascending, with one system call for those that adjoin."""
+    while pieces:
+        begin = end = pieces[0][0]
+        parts: list[Buffer] = []
+        while pieces and pieces[0][0] == end:
+            part = pieces.pop(0)[1]
+            parts.append(part)
+            end += len(part)
+        core.device.write_all(parts, begin)
+
+
+def _insert(volume: Volume, target: _Target) -> None:
+    """Map the written blocks."""
+    core = volume.core
+    first, last = target.first, target.first + target.blocks
+    core.give_up(
+        [
+            run._replace(length=min(run.length, last - run.begin))
+            for run in target.olds
+            if run.begin < last
+        ]
+    )
+    core.metadata.insert(volume.dev_id, first, target.data, target.blocks)
+    core.reservations.provisioned(volume.uuid, target.blocks)
+    volume.table.set_run(first, target.data, target.blocks, writable=True)
+    if core.modes.mode is Mode.OUT_OF_DATA_SPACE:
+        core.modes.space_found()

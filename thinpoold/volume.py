@@ -1,0 +1,250 @@
+"""An open volume: reads and writes by way of its mapping table, and what they need besides.
+
+A request enters the gate, looks its blocks up in the table, and reads or writes the data device.
+Where the table does not know, the metadata is asked; where a new data block is needed,
+`provision` makes one.
+
+Invariants
+
+1. Whoever is inside the gate may rely on what it saw in the table: no mapping's data block is given
+   to another before a grace period has passed.
+2. A request waits for space, for a commit or for an administrator outside the gate, and is then
+   begun again; a request is the same done twice.
+3. The table has an entry for every block of the volume, and requests past its end are refused
+   before they look.
+
+Thread-safety: any thread, unless a method says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from thinmeta.errors import NoDataSpace, ThinMetaError
+from thinpoold import provision
+from thinpoold.cells import Cells
+from thinpoold.core import FAILURES, Core, TransactionBroken
+from thinpoold.device import ZEROES
+from thinpoold.errnos import OutOfRange, ReadOnlyVolume
+from thinpoold.errors import DeviceError
+from thinpoold.gate import Gate
+from thinpoold.mapping_table import DATA_SHIFT, IN_PLACE, MappingTable
+from thinpoold.provision import Payload
+from thinpoold.space import FULL, SpaceWait
+from thinpoold.volumes import VolumeRecord
+
+# A miss brings in the mappings of so many blocks from there on: a look-up costs little more.
+FILL_BLOCKS = 64
+_STEP = 1 << DATA_SHIFT
+
+
+class FindRecord(Protocol):
+    """Looks a volume's record up by uuid."""
+
+    def __call__(self, uuid: bytes) -> VolumeRecord | None: ...
+
+
+class Volume:
+    """One volume of a pool. `clients` is the pool's count of who has it open."""
+
+    def __init__(self, core: Core, record: VolumeRecord, find: FindRecord) -> None:
+        self.core = core
+        self.uuid = record.uuid
+        self.gate = Gate()
+        self.cells = Cells()
+        self.clients = 0
+        self._find = find
+        self._device = core.device
+        self._block_size = core.block_size
+        self._take(record)
+        self.table = MappingTable(self.blocks)
+        self._entries = self.table.entries
+
+    def _take(self, record: VolumeRecord) -> None:
+        self.name = record.name
+        self.dev_id = record.dev_id
+        self.size = record.size
+        self.read_only = record.read_only
+        self.blocks = -(-record.size // self._block_size)
+
+    # --- for the pool ---------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Drop the mapping table. The metadata lock is held."""
+        self.table.drop()
+
+    def reload(self) -> None:
+        """Become what the record says now. The metadata lock is held.
+
+        A size that does not fit the table needs the gate closed.
+        """
+        record = self._find(self.uuid)
+        if record is None:
+            return
+        self._take(record)
+        if self.blocks > self.table.blocks:
+            # The old table goes when the last request that has it in its hands is done.
+            self.table = MappingTable(self.blocks)
+            self._entries = self.table.entries
+        else:
+            self.table.drop()
+
+    # --- requests -------------------------------------------------------------------------------
+
+    def pread(self, into: memoryview | bytearray, offset: int) -> None:
+        """Fill `into` from byte `offset`. Raises `OutOfRange`, `DeviceError`, `Stopped`, ..."""
+        count = len(into)
+        if offset + count > self.size:
+            raise self._out_of_range(offset, count, write=False)
+        size = self._block_size
+        block, within = divmod(offset, size)
+        if within + count <= size:
+            gate = self.gate
+            gate.enter()
+            try:
+                entry = self._entries[block]
+                if entry:
+                    self._device.read(into, (entry >> DATA_SHIFT) * size + within)
+                    return
+            finally:
+                gate.leave()
+        self.request(lambda: self._read(memoryview(into), offset))
+
+    def pwrite(self, data: memoryview | bytes | bytearray, offset: int) -> None:
+        """Write `data` at byte `offset`; durable after a flush."""
+        count = len(data)
+        if offset + count > self.size:
+            raise self._out_of_range(offset, count, write=True)
+        if self.read_only:
+            raise ReadOnlyVolume(f"volume {self.name} is read-only")
+        size = self._block_size
+        block, within = divmod(offset, size)
+        if within + count <= size:
+            gate = self.gate
+            gate.enter()
+            try:
+                entry = self._entries[block]
+                if entry & IN_PLACE == IN_PLACE:
+                    self._device.write(data, (entry >> DATA_SHIFT) * size + within)
+                    return
+            except DeviceError as error:
+                # Where the device's file system is full, the slow way waits for room.
+                if error.errno not in FULL:
+                    raise
+            finally:
+                gate.leave()
+        payload = Payload(memoryview(data), count)
+        self.request(lambda: self.write(payload, offset))
+
+    def check_change(self, offset: int, count: int) -> None:
+        """Raise unless a range may be changed by a client."""
+        if offset + count > self.size:
+            raise self._out_of_range(offset, count, write=True)
+        if self.read_only:
+            raise ReadOnlyVolume(f"volume {self.name} is read-only")
+        self.core.modes.check_writable()
+
+    def request(self, attempt: Callable[[], None]) -> None:
+        """Run `attempt` inside the gate, until it needs to wait for nothing any more.
+
+        Raises `NoSpace` when waiting for space was in vain, and what `attempt` raises.
+        """
+        core = self.core
+        space = SpaceWait(core)
+        while True:
+            space.attempt()
+            try:
+                self.gate.enter()
+                try:
+                    attempt()
+                finally:
+                    self.gate.leave()
+                break
+            except NoDataSpace as error:
+                space.for_blocks(error)
+            except DeviceError as error:
+                space.for_device(error)
+            except TransactionBroken:
+                core.settle()
+            except FAILURES as error:
+                core.settle(error)
+                raise
+        core.throttle()
+
+    # --- inside the gate ------------------------------------------------------------------------
+
+    def _read(self, into: memoryview, offset: int) -> None:
+        size, device, stop = self._block_size, self._device, offset + len(into)
+        last = -(-stop // size)
+        while into:
+            block, within = divmod(offset, size)
+            entry = self._entries[block] or self._look_up(block, last)
+            count = min(size - within, len(into))
+            if entry:
+                following = entry
+                while count < len(into):
+                    block += 1
+                    following += _STEP
+                    # Nothing but the data block counts: a run may be writable in part.
+                    if self._entries[block] >> DATA_SHIFT != following >> DATA_SHIFT:
+                        break
+                    count = min(count + size, len(into))
+                device.read(into[:count], (entry >> DATA_SHIFT) * size + within)
+            else:
+                _clear(into[:count])
+            into = into[count:]
+            offset += count
+
+    def _look_up(self, block: int, last: int) -> int:
+        """Ask the metadata for a block, and for some that follow; its entry, 0 if unmapped."""
+        core = self.core
+        last = min(max(last, block + FILL_BLOCKS), self.blocks)
+        with core.lock:
+            core.check_whole()
+            try:
+                for run in core.metadata.runs(self.dev_id, block, last):
+                    writable = core.may_write(run)
+                    self.table.set_run(run.begin, run.data_begin, run.length, writable=writable)
+            except ThinMetaError:
+                # The damage may be beside what was asked for.
+                mapping = core.metadata.lookup(self.dev_id, block)
+                if mapping is not None:
+                    self.table.set_run(block, mapping.data_block, 1, writable=False)
+            return self._entries[block]
+
+    def write(self, payload: Payload, offset: int, *, keep_holes: bool = False) -> None:
+        """Write a payload, inside the gate; with `keep_holes` zeroes leave holes alone."""
+        size = self._block_size
+        core, entries = self.core, self._entries
+        while payload.count:
+            block, within = divmod(offset, size)
+            entry = entries[block]
+            if entry & IN_PLACE == IN_PLACE:
+                count = min(size - within, payload.count)
+                following = entry + _STEP
+                while count < payload.count:
+                    block += 1
+                    if entries[block] != following:
+                        break
+                    following += _STEP
+                    count = min(count + size, payload.count)
+                provision.put(core, payload, count, (entry >> DATA_SHIFT) * size + within)
+            else:
+                count = provision.write(self, payload, offset, keep_holes=keep_holes)
+            payload = payload.after(count)
+            offset += count
+
+    def _out_of_range(self, offset: int, count: int, *, write: bool) -> OutOfRange:
+        return OutOfRange(
+            f"{count} bytes at {offset} reach past the end of volume {self.name}, which has "
+            f"{self.size}",
+            write=write,
+        )
+
+
+def _clear(into: memoryview) -> None:
+    while into:
+        piece = min(len(into), len(ZEROES))
+        into[:piece] = ZEROES[:piece]
+        into = into[piece:]

@@ -1,0 +1,142 @@
+"""Volumes as the pool remembers them: names, sizes, origins, kept beside the metadata's blocks.
+
+What dm-thin's metadata has no room for. A record is JSON in the table `volumes` under the volume's
+uuid, and is changed in the same transaction as the device it belongs to.
+
+Invariants
+
+1. Names are unique; so are uuids and device ids.
+2. The registry shows the open transaction; after that was abandoned, `load` shows the last commit.
+
+Thread-safety: the caller holds the metadata lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid as uuids
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+from thinmeta.errors import Corrupt
+from thinpoold.errors import NoSuchVolume, VolumeExists
+from thinpoold.names import check_name
+
+TABLE: Final = "volumes"
+
+
+class Records(Protocol):
+    """Where records are kept: `ThinMetadata` is one."""
+
+    def put_record(self, table: str, key: bytes, value: bytes | None) -> None: ...
+
+    def records(self, table: str) -> Iterator[tuple[bytes, bytes]]: ...
+
+
+@dataclass(frozen=True)
+class VolumeRecord:
+    """One volume. `size` and `reserve` are in bytes; `origin` is the uuid it was snapshotted from;
+    `created` is UTC, ISO 8601."""
+
+    uuid: bytes
+    name: str
+    dev_id: int
+    size: int
+    created: str
+    origin: bytes | None = None
+    read_only: bool = False
+    reserve: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def pack(self) -> bytes:
+        """Return the stored form, without the uuid, which is the key."""
+        stored = dataclasses.asdict(self)
+        del stored["uuid"]
+        stored["origin"] = self.origin.hex() if self.origin is not None else None
+        return json.dumps(stored, ensure_ascii=False, sort_keys=True).encode()
+
+    @classmethod
+    def unpack(cls, key: bytes, value: bytes) -> VolumeRecord:
+        """Return the record stored under `key`. Raises `Corrupt` ('record')."""
+        try:
+            stored: dict[str, Any] = json.loads(value)
+            known = {one.name for one in dataclasses.fields(cls)}
+            given = {name: item for name, item in stored.items() if name in known}
+            if given.get("origin") is not None:
+                given["origin"] = bytes.fromhex(given["origin"])
+            return cls(**{**given, "uuid": key})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise Corrupt("record", f"volume {key.hex()}", f"makes no sense: {error}") from None
+
+
+def new_record(
+    name: str,
+    dev_id: int,
+    size: int,
+    *,
+    origin: bytes | None = None,
+    read_only: bool = False,
+    reserve: int = 0,
+) -> VolumeRecord:
+    """Return a record for a volume that is made now."""
+    created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return VolumeRecord(
+        uuids.uuid4().bytes, name, dev_id, size, created, origin, read_only, reserve
+    )
+
+
+class Registry:
+    """All volumes of a pool, by uuid and by name."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._by_uuid: dict[bytes, VolumeRecord] = {}
+        self._by_name: dict[str, VolumeRecord] = {}
+        self.load()
+
+    def load(self) -> None:
+        """Read all records again. Raises `Corrupt`, `StoreError`."""
+        found = [VolumeRecord.unpack(*item) for item in self._records.records(TABLE)]
+        self._by_uuid = {record.uuid: record for record in found}
+        self._by_name = {record.name: record for record in found}
+
+    def __len__(self) -> int:
+        return len(self._by_uuid)
+
+    def __iter__(self) -> Iterator[VolumeRecord]:
+        """All records, by name."""
+        return iter([self._by_name[name] for name in sorted(self._by_name)])
+
+    def get(self, name: str) -> VolumeRecord:
+        """Return the volume of that name. Raises `NoSuchVolume`."""
+        record = self._by_name.get(name)
+        if record is None:
+            raise NoSuchVolume(f"no volume {name[:127]!r} in this pool")
+        return record
+
+    def by_uuid(self, uuid: bytes) -> VolumeRecord | None:
+        return self._by_uuid.get(uuid)
+
+    def check_free(self, name: str) -> None:
+        """Raise `InvalidName` or `VolumeExists` unless a volume can be given that name."""
+        check_name(name)
+        if name in self._by_name:
+            raise VolumeExists(f"volume {name!r} exists: choose another name, or delete it")
+
+    def put(self, record: VolumeRecord) -> None:
+        """Add a record, or replace the one with its uuid."""
+        old = self._by_uuid.get(record.uuid)
+        if old is not None:
+            del self._by_name[old.name]
+        self._records.put_record(TABLE, record.uuid, record.pack())
+        self._by_uuid[record.uuid] = record
+        self._by_name[record.name] = record
+
+    def remove(self, record: VolumeRecord) -> None:
+        """Take a record out."""
+        self._records.put_record(TABLE, record.uuid, None)
+        del self._by_uuid[record.uuid]
+        del self._by_name[record.name]
