@@ -1,0 +1,29 @@
+"""The verbs: what an administrator can do to a pool and ask of it.
+
+Each is a function of an open pool and the verb's parameters, and returns what its `--json` prints.
+Those that change the pool are durable when they return; what is refused has changed nothing. Names
+and sizes are checked here, whoever calls.
+
+Thread-safety: any thread; callers run those that change the pool one at a time.
+"""
+
+from thinpoold.admin.facts import info, list_volumes, status, tree
+from thinpoold.admin.settings import get_settings, grow, set_settings
+from thinpoold.admin.snapshots import rollback, snapshot
+from thinpoold.admin.volumes import create, delete, rename, resize
+
+__all__ = [
+    "create",
+    "delete",
+    "get_settings",
+    "grow",
+    "info",
+    "list_volumes",
+    "rename",
+    "resize",
+    "rollback",
+    "set_settings",
+    "snapshot",
+    "status",
+    "tree",
+]

@@ -1,0 +1,152 @@
+"""Looking: status, list, tree, info.
+
+`exclusive` takes a walk over a volume's own mappings. For a volume with many it is made over the
+last commit, so that nobody waits for it; that commit is made for it first.
+
+Thread-safety: any thread.
+"""
+
+from __future__ import annotations
+
+import uuid as uuids
+from collections.abc import Iterable
+from typing import Any
+
+from thinmeta.errors import NotFound
+from thinmeta.format.block import BLOCK_SIZE
+from thinmeta.thin import ThinMetadata
+from thinpoold.pool import Pool
+from thinpoold.volumes import VolumeRecord
+
+Fact = dict[str, Any]
+
+# A walk over so many mappings takes a few milliseconds, and is made with the lock held.
+_FEW_MAPPINGS = 1 << 14
+
+
+def status(pool: Pool) -> Fact:
+    """Say how the pool is."""
+    core = pool.core
+    file_size = pool.store.file_size()
+    with core.lock:
+        metadata, size = pool.metadata, core.block_size
+        return {
+            "name": pool.record.name,
+            "uuid": str(uuids.UUID(bytes=pool.record.uuid)),
+            "mode": core.modes.mode.value,
+            "reason": core.modes.reason,
+            "needs_check": metadata.needs_check,
+            "transaction_id": metadata.transaction_id,
+            "block_size": size,
+            "data": data_space(pool),
+            "metadata": {
+                "size": metadata.metadata_blocks * BLOCK_SIZE,
+                "used": metadata.metadata_used * BLOCK_SIZE,
+                "file_size": file_size,
+            },
+            "volumes": len(pool.registry),
+            "clients": sum(pool.clients(record.uuid) for record in pool.registry),
+            "fastpath": False,
+        }
+
+
+def data_space(pool: Pool) -> Fact:
+    """Return path, size and use of the data device. The core's lock is held."""
+    size = pool.core.block_size
+    return {
+        "path": str(pool.device.path),
+        "size": pool.metadata.data_blocks * size,
+        "used": pool.metadata.data_used * size,
+    }
+
+
+def list_volumes(pool: Pool) -> Fact:
+    """List the volumes, by name."""
+    with pool.core.lock:
+        records = list(pool.registry)
+    return {"volumes": describe(pool, records)}
+
+
+def tree(pool: Pool) -> Fact:
+    """List the volumes under those they were snapshotted from."""
+    with pool.core.lock:
+        records = list(pool.registry)
+    facts = describe(pool, records)
+    nodes = {
+        record.uuid: {**fact, "children": []} for record, fact in zip(records, facts, strict=True)
+    }
+    roots: list[Fact] = []
+    for record in records:
+        parent = nodes.get(record.origin) if record.origin is not None else None
+        siblings = roots if parent is None else parent["children"]
+        siblings.append(nodes[record.uuid])
+    return {"volumes": roots}
+
+
+def info(pool: Pool, name: str) -> Fact:
+    """Say everything about one volume."""
+    with pool.core.lock:
+        record = pool.registry.get(name)
+        snapshots = [one.name for one in pool.registry if one.origin == record.uuid]
+        details = pool.metadata.details(record.dev_id)
+        owed = pool.core.reservations.of(record.uuid)
+    (fact,) = describe(pool, [record])
+    return {
+        **fact,
+        "shared": fact["mapped"] - fact["exclusive"],
+        "reserve": record.reserve,
+        "reserve_free": owed * pool.core.block_size,
+        "block_size": pool.core.block_size,
+        "snapshots": snapshots,
+        "labels": record.labels,
+        "created_in_transaction": details.transaction_id,
+    }
+
+
+def describe(pool: Pool, records: Iterable[VolumeRecord]) -> list[Fact]:
+    """Return what `list` says of each; one that is gone meanwhile is left out."""
+    found = []
+    for record in records:
+        try:
+            found.append(_describe(pool, record))
+        except NotFound:
+            continue
+    return found
+
+
+def _describe(pool: Pool, record: VolumeRecord) -> Fact:
+    size = pool.core.block_size
+    mapped, exclusive = _count(pool, record.dev_id)
+    with pool.core.lock:
+        origin = pool.registry.by_uuid(record.origin) if record.origin is not None else None
+        clients = pool.clients(record.uuid)
+    return {
+        "name": record.name,
+        "id": record.dev_id,
+        "uuid": str(uuids.UUID(bytes=record.uuid)),
+        "size": record.size,
+        "mapped": mapped * size,
+        "exclusive": exclusive * size,
+        "origin": origin.name if origin is not None else None,
+        "created": record.created,
+        "read_only": record.read_only,
+        "clients": clients,
+    }
+
+
+def _count(pool: Pool, dev_id: int) -> tuple[int, int]:
+    """Return how many blocks a device has mapped, and how many of them are its alone."""
+    metadata, core = pool.metadata, pool.core
+    with core.lock:
+        core.check_whole()
+        mapped = metadata.details(dev_id).mapped_blocks
+        if mapped <= _FEW_MAPPINGS:
+            return mapped, metadata.exclusive_blocks(dev_id)
+    if not core.modes.lost_data:
+        core.flush()
+    with pool.store.snapshot() as store:
+        view = ThinMetadata.open(store)
+        try:
+            return view.details(dev_id).mapped_blocks, view.exclusive_blocks(dev_id)
+        finally:
+            view.close()

@@ -1,0 +1,56 @@
+"""The pool's settings and size: get, set, grow.
+
+Thread-safety: any thread; those that change, one at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from thinpoold.admin.facts import Fact, data_space
+from thinpoold.errors import InvalidSize
+from thinpoold.pool import Pool
+from thinpoold.settings import Value
+from thinpoold.sizes import check_pool_size, exact_size
+
+log = logging.getLogger(__name__)
+
+
+def get_settings(pool: Pool) -> Fact:
+    """Say what the settings are."""
+    return {"settings": pool.record.settings.as_json()}
+
+
+def set_settings(pool: Pool, settings: Mapping[str, Value]) -> Fact:
+    """Change settings: all that are given, or none. Raises `InvalidSetting`."""
+    changed = pool.record.settings.changed(settings)
+    with pool.changing():
+        pool.put_record(dataclasses.replace(pool.record, settings=changed))
+    return get_settings(pool)
+
+
+def grow(pool: Pool, size: int) -> Fact:
+    """Make the data device larger, to `size` bytes. Raises `InvalidSize`, `DeviceError`."""
+    core = pool.core
+    check_pool_size(size, core.block_size)
+    old = pool.metadata.data_blocks
+    blocks = size // core.block_size
+    if blocks < old:
+        raise InvalidSize(
+            f"the data device has {exact_size(old * core.block_size)}, more than "
+            f"{exact_size(size)}: a pool cannot shrink"
+        )
+    core.modes.check_writable()
+    # The device first: a crash in between leaves one that is larger than it needs to be.
+    pool.device.resize(blocks * core.block_size)
+    if blocks > old:
+        with pool.changing():
+            pool.metadata.resize_data(blocks)
+        core.modes.space_found()
+    with core.lock:
+        answer: dict[str, Any] = data_space(pool)
+    log.info("the data device has %s now", exact_size(answer["size"]))
+    return {"data": answer}

@@ -1,0 +1,117 @@
+"""Snapshots and rollbacks.
+
+Invariants
+
+1. All snapshots of one request are of one instant: the gates of all origins are closed together,
+   and all are made in one transaction.
+2. A rollback gives the volume a device of its own that is a snapshot of the other; the volume
+   keeps its name and uuid, and its old device becomes a snapshot's. One transaction.
+
+Thread-safety: any thread; one at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from thinpoold.admin.facts import Fact, describe
+from thinpoold.errors import NoSpace, UserError, VolumeExists, VolumeInUse
+from thinpoold.names import MAX_NAME_BYTES
+from thinpoold.pool import Pool
+from thinpoold.volumes import VolumeRecord, new_record
+
+
+def snapshot(pool: Pool, pairs: Sequence[Sequence[str]], read_only: bool = False) -> Fact:
+    """Make snapshots, each pair an origin and a new name, of one instant.
+
+    Raises `NoSuchVolume`, `VolumeExists`, `InvalidName`, `NoSpace` where a reservation could not be
+    kept.
+    """
+    names = [name for _, name in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise VolumeExists(f"{twice!r} is named twice: each snapshot needs a name of its own")
+    made = []
+    with pool.changing(quiet=[origin for origin, _ in pairs]):
+        for name in names:
+            pool.registry.check_free(name)
+        origins = [pool.registry.get(origin) for origin, _ in pairs]
+        _check_reservations(pool, origins)
+        for origin, name in zip(origins, names, strict=True):
+            made.append(_snapshot(pool, origin, name, read_only=read_only))
+    return {"volumes": describe(pool, made)}
+
+
+def rollback(pool: Pool, name: str, snapshot: str, discard_current: bool = False) -> Fact:
+    """Make the content of a volume that of another, usually a snapshot of it.
+
+    Raises `NoSuchVolume`, `VolumeInUse` while clients have the volume open.
+    """
+    if name == snapshot:
+        raise UserError(f"{name!r} cannot be rolled back to itself: name one of its snapshots")
+    kept = None
+    with pool.changing(quiet=[snapshot]):
+        volume, source = pool.registry.get(name), pool.registry.get(snapshot)
+        clients = pool.clients(volume.uuid)
+        if clients:
+            raise VolumeInUse(
+                f"volume {name!r} is open by {clients} client(s): disconnect them first"
+            )
+        _check_reservations(pool, [volume, source])
+        metadata = pool.metadata
+        old, new = volume.dev_id, metadata.new_device_id()
+        metadata.create_snapshot(new, source.dev_id)
+        _now_shared(pool, source)
+        pool.core.reservations.shared(volume.uuid)
+        if discard_current:
+            metadata.delete_device(old)
+            pool.core.unshared.add_everything()
+        else:
+            kept = new_record(_unused_name(pool, name), old, volume.size, origin=volume.uuid)
+            pool.put_volume(kept)
+        pool.put_volume(dataclasses.replace(volume, dev_id=new, size=source.size))
+        record = pool.registry.get(name)
+    (fact,) = describe(pool, [record])
+    return {"volume": fact, "kept": kept.name if kept is not None else None}
+
+
+def _snapshot(pool: Pool, origin: VolumeRecord, name: str, *, read_only: bool) -> VolumeRecord:
+    dev_id = pool.metadata.new_device_id()
+    pool.metadata.create_snapshot(dev_id, origin.dev_id)
+    _now_shared(pool, origin)
+    record = new_record(name, dev_id, origin.size, origin=origin.uuid, read_only=read_only)
+    pool.put_volume(record)
+    return record
+
+
+def _now_shared(pool: Pool, origin: VolumeRecord) -> None:
+    """Nothing of the origin may be written in place any more."""
+    pool.core.reservations.shared(origin.uuid)
+    volume = pool.core.volumes.get(origin.uuid)
+    if volume is not None:
+        volume.forget()
+
+
+def _check_reservations(pool: Pool, origins: Sequence[VolumeRecord]) -> None:
+    reservations = pool.core.reservations
+    wanted = sum(reservations.wanted(uuid) for uuid in {origin.uuid for origin in origins})
+    if wanted and wanted + reservations.owed() > pool.metadata.data_free:
+        raise NoSpace(
+            "too little is free to keep the reservation once everything is shared: grow the pool, "
+            "or delete or discard something"
+        )
+
+
+def _unused_name(pool: Pool, name: str) -> str:
+    """Return a name for what a volume held before it was rolled back."""
+    taken = {record.name for record in pool.registry}
+    number = 1
+    while True:
+        ending = f"-before-rollback-{number}"
+        # A name is cut between characters, not within one.
+        room = MAX_NAME_BYTES - len(ending)
+        candidate = name.encode()[:room].decode("utf-8", "ignore") + ending
+        if candidate not in taken:
+            return candidate
+        number += 1

@@ -1,0 +1,133 @@
+"""Volumes: create, resize, rename, delete.
+
+Thread-safety: any thread; one at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from thinmeta.thin import ThinMetadata
+from thinpoold import discard
+from thinpoold.admin.facts import Fact, describe
+from thinpoold.errors import InvalidSize, NoSpace, VolumeInUse
+from thinpoold.pool import Pool
+from thinpoold.sizes import SECTOR, check_volume_size, exact_size
+from thinpoold.volumes import new_record
+
+
+def create(pool: Pool, name: str, size: int, read_only: bool = False, reserve: int = 0) -> Fact:
+    """Make a volume of `size` bytes, with `reserve` bytes kept free for it.
+
+    Raises `InvalidName`, `InvalidSize`, `VolumeExists`, `NoSpace`.
+    """
+    core = pool.core
+    check_volume_size(size, core.block_size)
+    if reserve < 0 or reserve % SECTOR:
+        raise InvalidSize(f"reserve {reserve} will not do: it must be a multiple of {SECTOR} bytes")
+    blocks = -(-reserve // core.block_size)
+    with pool.changing():
+        pool.registry.check_free(name)
+        free = max(0, pool.metadata.data_free - core.reservations.owed())
+        if blocks > free:
+            raise NoSpace(
+                f"cannot reserve {exact_size(reserve)}: {exact_size(free * core.block_size)}"
+                " are free and not promised yet; grow the pool"
+            )
+        dev_id = pool.metadata.new_device_id()
+        pool.metadata.create_thin(dev_id)
+        record = new_record(name, dev_id, size, read_only=read_only, reserve=reserve)
+        pool.put_volume(record)
+        core.reservations.promise(record.uuid, blocks)
+    return describe(pool, [record])[0]
+
+
+def resize(pool: Pool, name: str, size: int, shrink: bool = False) -> Fact:
+    """Change a volume's size. Making it smaller discards what is cut, and needs `shrink`.
+
+    Raises `NoSuchVolume`, `InvalidSize`, `VolumeInUse` when an open volume would shrink.
+    """
+    check_volume_size(size, pool.core.block_size)
+    volume = pool.open_volume(name)
+    try:
+        if size < volume.size:
+            if not shrink:
+                raise InvalidSize(
+                    f"volume {name!r} has {exact_size(volume.size)}: to make it smaller, and lose "
+                    "what is cut off, say --shrink"
+                )
+            with pool.core.lock:
+                _check_closed(pool, volume.uuid, name, but_for=1)
+            # What is cut goes before the size does: a crash in between leaves a volume that has
+            # lost part of what it was to lose, and not one that shows it when it grows again.
+            discard.cut(volume, size)
+        with pool.changing(quiet=[name]):
+            record = pool.registry.get(name)
+            if size < record.size:
+                _check_closed(pool, record.uuid, name, but_for=1)
+            changed = dataclasses.replace(record, size=size)
+            pool.put_volume(changed)
+    finally:
+        pool.close_volume(volume)
+    return describe(pool, [changed])[0]
+
+
+def rename(pool: Pool, old: str, new: str) -> Fact:
+    """Give a volume another name. Raises `NoSuchVolume`, `VolumeExists`, `InvalidName`."""
+    with pool.changing(quiet=[old]):
+        record = pool.registry.get(old)
+        if new != old:
+            pool.registry.check_free(new)
+        changed = dataclasses.replace(record, name=new)
+        pool.put_volume(changed)
+    return describe(pool, [changed])[0]
+
+
+def delete(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact:
+    """Delete volumes, all in one transaction, and say how many bytes that frees.
+
+    Raises `NoSuchVolume`, `VolumeInUse`; then none is deleted.
+    """
+    names = list(dict.fromkeys(names))
+    if dry_run:
+        freed = _would_free(pool, names)
+    else:
+        with pool.changing():
+            records = [pool.registry.get(name) for name in names]
+            for record in records:
+                _check_closed(pool, record.uuid, record.name)
+            before = pool.metadata.data_used
+            for record in records:
+                pool.metadata.delete_device(record.dev_id)
+                pool.registry.remove(record)
+                pool.core.reservations.promise(record.uuid, 0)
+            pool.core.unshared.add_everything()
+            freed = before - pool.metadata.data_used
+    return {"volumes": names, "freed": freed * pool.core.block_size, "dry_run": dry_run}
+
+
+def _check_closed(pool: Pool, uuid: bytes, name: str, but_for: int = 0) -> None:
+    """Raise `VolumeInUse` if clients have the volume open. The core's lock is held."""
+    clients = pool.clients(uuid) - but_for
+    if clients:
+        raise VolumeInUse(f"volume {name!r} is open by {clients} client(s): disconnect them first")
+
+
+def _would_free(pool: Pool, names: Sequence[str]) -> int:
+    """Delete in memory alone, over the last commit, and return how many blocks that frees."""
+    with pool.core.lock:
+        records = [pool.registry.get(name) for name in names]
+        for record in records:
+            _check_closed(pool, record.uuid, record.name)
+    if not pool.core.modes.lost_data:
+        pool.core.flush()
+    with pool.store.snapshot() as store:
+        view = ThinMetadata.open(store)
+        try:
+            before = view.data_used
+            for record in records:
+                view.delete_device(record.dev_id)
+            return before - view.data_used
+        finally:
+            view.close()

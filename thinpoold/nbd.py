@@ -1,0 +1,345 @@
+"""What nbdkit calls: the plugin's functions over one pool.
+
+`plugins/thinpool.py` hands these to nbdkit by their names. The handle of a connection is a
+`Connection`. Parameters: pool=DIRECTORY, cache-size=SIZE.
+
+Threads start, and the pool is opened, in `after_fork`, never before. Errors leave here with the
+errno that the client gets; the message goes to nbdkit's log as one line.
+
+Thread-safety: nbdkit calls any of the connections' functions from several threads at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import nbdkit
+
+from thinmeta.errors import ThinMetaError
+from thinpoold import discard, runtime
+from thinpoold.errnos import errno_of
+from thinpoold.errors import ThinPoolError
+from thinpoold.extents import extents as find_extents
+from thinpoold.extents import prefetch
+from thinpoold.pool import Pool
+from thinpoold.rotational import is_rotational as disk_turns
+from thinpoold.sizes import format_size, parse_size
+from thinpoold.threadstate import Kept
+from thinpoold.threadstate import local as thread
+from thinpoold.volume import Volume
+
+__all__ = [
+    "API_VERSION",
+    "after_fork",
+    "block_size",
+    "cache",
+    "can_cache",
+    "can_extents",
+    "can_fast_zero",
+    "can_flush",
+    "can_fua",
+    "can_multi_conn",
+    "can_trim",
+    "can_write",
+    "can_zero",
+    "cleanup",
+    "close",
+    "config",
+    "config_complete",
+    "default_export",
+    "export_description",
+    "extents",
+    "flush",
+    "get_size",
+    "is_rotational",
+    "list_exports",
+    "open",
+    "pread",
+    "pwrite",
+    "thread_model",
+    "trim",
+    "zero",
+]
+
+log = logging.getLogger(__name__)
+
+API_VERSION = 2
+
+# NBD's own limits on what a server may say of block sizes, in bytes.
+_LARGEST_PREFERRED = 32 << 20
+_LARGEST_REQUEST = 64 << 20
+_HOLE_AND_ZERO = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_given: dict[str, str] = {}
+_pool: Pool
+_runtime: runtime.Runtime
+
+
+class Connection:
+    """One client's connection to one volume."""
+
+    __slots__ = ("kept", "read_only", "volume")
+
+    def __init__(self, volume: Volume, read_only: bool) -> None:
+        self.volume = volume
+        self.read_only = read_only
+        self.kept = Kept()
+
+
+def reported(function: Callable[P, R]) -> Callable[P, R]:
+    """Give what a function raises its errno, and what nobody meant to raise to the log in full."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            _report(error)
+            raise
+
+    return wrapper
+
+
+def _report(error: Exception) -> None:
+    nbdkit.set_error(errno_of(error))
+    if not isinstance(error, ThinPoolError | ThinMetaError | OSError):
+        text = "".join(traceback.format_exception(error, limit=100))
+        log.error("a request failed, which is a bug:\n%s", text)
+
+
+# --- the server's life ------------------------------------------------------------------------
+
+
+def thread_model() -> int:
+    # A flush waits for others; it must not hold up reads.
+    model: int = nbdkit.THREAD_MODEL_PARALLEL
+    return model
+
+
+def config(key: str, value: str) -> None:
+    if key not in ("pool", "cache-size"):
+        raise ValueError(f"unknown parameter {key!r}: there are pool and cache-size")
+    _given[key] = value
+
+
+def config_complete() -> None:
+    if "pool" not in _given:
+        raise ValueError("the parameter pool=DIRECTORY is missing")
+    # nbdkit changes to / when it forks.
+    _given["pool"] = os.path.abspath(_given["pool"])
+    if "cache-size" in _given:
+        parse_size(_given["cache-size"])
+
+
+def after_fork() -> None:
+    global _pool, _runtime
+    _set_up_log()
+    _runtime = runtime.from_environment()
+    size = _given.get("cache-size")
+    try:
+        _pool = Pool.open(
+            Path(_given["pool"]),
+            lock_fd=_runtime.lock_fd,
+            cache_bytes=parse_size(size) if size is not None else None,
+        )
+        _pool.start()
+        _runtime.serve(_pool)
+    except Exception as error:
+        _runtime.fail(error)
+
+
+def cleanup() -> None:
+    _runtime.close()
+    try:
+        _pool.close()
+    except Exception as error:
+        log.error("closing the pool: %s", error)
+
+
+def _set_up_log() -> None:
+    # To stderr, which nbdkit leaves alone. One line for each exception that nbdkit prints.
+    form = "%(asctime)s thinpoold: %(levelname)s: %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form)
+    sys.tracebacklimit = 0
+
+
+# --- exports ----------------------------------------------------------------------------------
+
+
+@reported
+def list_exports(readonly: int, is_tls: int) -> list[tuple[str, str]]:
+    with _pool.core.lock:
+        size = _pool.core.block_size
+        return [
+            (
+                record.name,
+                f"{format_size(record.size)}, "
+                f"{format_size(_pool.metadata.details(record.dev_id).mapped_blocks * size)} mapped"
+                + (", read-only" if record.read_only else ""),
+            )
+            for record in _pool.registry
+        ]
+
+
+@reported
+def default_export(readonly: int, is_tls: int) -> str:
+    # With one volume nobody need name it; with several none is the default.
+    with _pool.core.lock:
+        names = [record.name for record in _pool.registry]
+    return names[0] if len(names) == 1 else ""
+
+
+@reported
+def open(readonly: int) -> Connection:
+    volume = _pool.open_volume(nbdkit.export_name())
+    return Connection(volume, bool(readonly) or volume.read_only)
+
+
+def close(h: Connection) -> None:
+    h.kept.release()
+    _pool.close_volume(h.volume)
+
+
+# --- what a volume can do ---------------------------------------------------------------------
+
+
+def export_description(h: Connection) -> str:
+    return f"{_pool.record.name}: thin volume of {format_size(h.volume.size)}"
+
+
+def get_size(h: Connection) -> int:
+    return h.volume.size
+
+
+def block_size(h: Connection) -> tuple[int, int, int]:
+    # The protocol wants a power of two: the largest that divides a block.
+    size = _pool.core.block_size
+    return 1, min(size & -size, _LARGEST_PREFERRED), _LARGEST_REQUEST
+
+
+@reported
+def is_rotational(h: Connection) -> bool:
+    return disk_turns(os.fstat(_pool.device.fd))
+
+
+def can_write(h: Connection) -> bool:
+    return not h.read_only
+
+
+def can_flush(h: Connection) -> bool:
+    return True
+
+
+def can_trim(h: Connection) -> bool:
+    return not h.read_only and _pool.core.settings.discard != "ignore"
+
+
+def can_zero(h: Connection) -> bool:
+    return not h.read_only
+
+
+def can_fast_zero(h: Connection) -> bool:
+    return not h.read_only
+
+
+def can_extents(h: Connection) -> bool:
+    return True
+
+
+def can_multi_conn(h: Connection) -> bool:
+    # All connections share one volume, and a flush on any covers what all have written.
+    return True
+
+
+def can_fua(h: Connection) -> int:
+    fua: int = nbdkit.FUA_NATIVE
+    return fua
+
+
+def can_cache(h: Connection) -> int:
+    cache: int = nbdkit.CACHE_NATIVE
+    return cache
+
+
+# --- requests ---------------------------------------------------------------------------------
+
+_FUA = nbdkit.FLAG_FUA
+_MAY_TRIM = nbdkit.FLAG_MAY_TRIM
+_FAST_ZERO = nbdkit.FLAG_FAST_ZERO
+_REQ_ONE = nbdkit.FLAG_REQ_ONE
+
+
+def pread(h: Connection, buf: Any, offset: int, flags: int) -> None:
+    try:
+        # Raises in a thread whose state is not kept: cheaper than to ask.
+        thread.kept  # noqa: B018
+    except AttributeError:
+        h.kept.keep()
+    try:
+        h.volume.pread(buf, offset)
+    except Exception as error:
+        _report(error)
+        raise
+
+
+def pwrite(h: Connection, buf: Any, offset: int, flags: int) -> None:
+    try:
+        thread.kept  # noqa: B018
+    except AttributeError:
+        h.kept.keep()
+    try:
+        h.volume.pwrite(buf, offset)
+        if flags & _FUA:
+            h.volume.core.flush()
+    except Exception as error:
+        _report(error)
+        raise
+
+
+@reported
+def flush(h: Connection, flags: int) -> None:
+    h.kept.keep()
+    h.volume.core.flush()
+
+
+@reported
+def trim(h: Connection, count: int, offset: int, flags: int) -> None:
+    h.kept.keep()
+    discard.trim(h.volume, offset, count)
+    if flags & _FUA:
+        h.volume.core.flush()
+
+
+@reported
+def zero(h: Connection, count: int, offset: int, flags: int) -> None:
+    h.kept.keep()
+    discard.zero(
+        h.volume,
+        offset,
+        count,
+        may_trim=bool(flags & _MAY_TRIM),
+        fast=bool(flags & _FAST_ZERO),
+    )
+    if flags & _FUA:
+        h.volume.core.flush()
+
+
+@reported
+def extents(h: Connection, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
+    found = find_extents(h.volume, offset, count, one=bool(flags & _REQ_ONE))
+    return [(at, length, 0 if mapped else _HOLE_AND_ZERO) for at, length, mapped in found]
+
+
+@reported
+def cache(h: Connection, count: int, offset: int, flags: int) -> None:
+    prefetch(h.volume, offset, count)

@@ -1,0 +1,245 @@
+"""An open pool: its parts put together, its volumes, who has them open.
+
+Opening a pool checks everything that can be refused before anything is touched: the lock, the
+format, the data device. Its threads start with `start`, which a process calls after its last fork;
+a command that only looks at, or changes, a stopped pool does without them.
+
+Invariants
+
+1. The pool's lock is held from before the metadata is opened to after it is closed.
+2. An open volume is one `Volume` for all its clients, so they share gate, cells and table.
+3. What `changing` covers is one transaction with the gates of the volumes it names closed; the
+   volumes that are open are the same from the closing of the gates to the end.
+
+Thread-safety: any thread. The core's lock guards the registry, `record` and clients' counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from thinmeta.errors import Corrupt
+from thinmeta.store.lmdb import LmdbStore
+from thinmeta.store.protocol import BlockStore
+from thinmeta.thin import ThinMetadata
+from thinpoold import identity, lock, pool_record
+from thinpoold.core import FAILURES, Core, TransactionBroken
+from thinpoold.device import DataDevice
+from thinpoold.errors import DeviceError
+from thinpoold.make import create_pool
+from thinpoold.paths import PoolPaths, pool_paths
+from thinpoold.pool_record import PoolRecord
+from thinpoold.sizes import exact_size
+from thinpoold.volume import Volume
+from thinpoold.volumes import Registry, VolumeRecord
+
+__all__ = ["DEFAULT_CACHE_BYTES", "Pool", "create_pool"]
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CACHE_BYTES = 64 << 20
+
+
+class Pool:
+    """An open pool. Use `open`; tests put one together from parts."""
+
+    def __init__(
+        self,
+        store: BlockStore,
+        metadata: ThinMetadata,
+        device: DataDevice,
+        record: PoolRecord,
+        *,
+        paths: PoolPaths | None = None,
+        read_only: bool = False,
+    ) -> None:
+        self.store = store
+        self.metadata = metadata
+        self.device = device
+        self.record = record
+        self.paths = paths
+        self.core = Core(metadata, device, record.settings, read_only=read_only)
+        self.registry = Registry(metadata)
+        self.core.on_abandon = self._load
+        self._own_lock: int | None = None
+        self._closed = False
+        self._count_reservations()
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        *,
+        lock_fd: int | None = None,
+        read_only: bool = False,
+        cache_bytes: int | None = None,
+    ) -> Pool:
+        """Open the pool in `directory`.
+
+        `lock_fd` holds the pool's lock already, and stays the caller's; without it the lock is
+        taken. `cache_bytes` bounds the metadata cache. Raises `PoolLocked`, `NoSuchPool`,
+        `DeviceError`, errors of the metadata.
+        """
+        paths = pool_paths(directory).require_pool()
+        with ExitStack() as undo:
+            own_lock = None
+            if lock_fd is None:
+                own_lock = lock.acquire(paths, "thinpoold")
+                undo.callback(os.close, own_lock)
+            store = LmdbStore(paths.metadata, read_only=read_only)
+            undo.callback(store.close)
+            metadata = ThinMetadata.open(store, cache_bytes=cache_bytes or DEFAULT_CACHE_BYTES)
+            undo.callback(metadata.close)
+            record = pool_record.load(metadata)
+            device = DataDevice.open(record.data_file(paths.directory), read_only=read_only)
+            undo.callback(device.close)
+            _check_device(device, metadata, record)
+            pool = cls(store, metadata, device, record, paths=paths, read_only=read_only)
+            pool._own_lock = own_lock
+            undo.pop_all()
+            return pool
+
+    def start(self) -> None:
+        """Start the threads that commit each second and reclaim what was freed."""
+        self.core.start()
+
+    def commit(self) -> None:
+        """Make everything durable, and reclaim what that frees. Raises as `Core.flush`."""
+        self.core.flush()
+        self.core.reclaimer.drain()
+
+    def close(self) -> None:
+        """Commit and close. What a commit raises is raised when all is closed."""
+        if self._closed:
+            return
+        self._closed = True
+        with ExitStack() as last:
+            if self._own_lock is not None:
+                last.callback(os.close, self._own_lock)
+            last.callback(self.store.close)
+            last.callback(self.metadata.close)
+            last.callback(self.device.close)
+            self.core.stop()
+            if not self.core.read_only and not self.core.modes.lost_data:
+                self.commit()
+
+    # --- volumes --------------------------------------------------------------------------------
+
+    def open_volume(self, name: str) -> Volume:
+        """Open a volume for one client more. Raises `NoSuchVolume`, `NoSpace`, `Stopped`."""
+        with self.core.lock:
+            self.core.modes.check_readable()
+            record = self.registry.get(name)
+            volume = self.core.volumes.get(record.uuid)
+            if volume is None:
+                volume = Volume(self.core, record, self.registry.by_uuid)
+                self.core.volumes[record.uuid] = volume
+            volume.clients += 1
+            return volume
+
+    def close_volume(self, volume: Volume) -> None:
+        """One client less; it has no request under way. The last one's table goes."""
+        with self.core.lock:
+            volume.clients -= 1
+            if not volume.clients:
+                del self.core.volumes[volume.uuid]
+                volume.table.close()
+
+    def clients(self, uuid: bytes) -> int:
+        """How many clients have a volume open. The core's lock is held."""
+        volume = self.core.volumes.get(uuid)
+        return volume.clients if volume is not None else 0
+
+    # --- changes --------------------------------------------------------------------------------
+
+    @contextmanager
+    def changing(self, quiet: Sequence[str] = ()) -> Iterator[None]:
+        """One transaction of an administrator's operation, durable when the context ends.
+
+        The core's lock is held inside, and the gates of the volumes named in `quiet` are closed.
+        Raises `Stopped` when the pool takes no writes, `NoSuchVolume`, and what a commit raises.
+        """
+        try:
+            with self._quiet(quiet):
+                yield
+                self.metadata.set_transaction_id(self.metadata.transaction_id + 1)
+        except TransactionBroken:
+            self.core.settle()
+            self.core.modes.check_writable()
+            raise
+        except FAILURES as error:
+            self.core.settle(error)
+            raise
+        self.core.flush()
+
+    @contextmanager
+    def _quiet(self, names: Sequence[str]) -> Iterator[None]:
+        while True:
+            with self.core.lock:
+                volumes = self._opened(names)
+            with ExitStack() as gates:
+                # In one order for everybody, so two operations never wait for each other.
+                for volume in volumes:
+                    gates.enter_context(volume.gate.closed())
+                with self.core.changing():
+                    if self._opened(names) == volumes:
+                        yield
+                        return
+
+    def _opened(self, names: Sequence[str]) -> list[Volume]:
+        """Those of the named volumes that are open, by uuid. Raises `NoSuchVolume`."""
+        found = []
+        for uuid in sorted({self.registry.get(name).uuid for name in names}):
+            volume = self.core.volumes.get(uuid)
+            if volume is not None:
+                found.append(volume)
+        return found
+
+    def put_record(self, record: PoolRecord) -> None:
+        """Change what the pool remembers of itself. Inside `changing`."""
+        pool_record.store(self.metadata, record)
+        self._take(record)
+
+    def put_volume(self, record: VolumeRecord) -> None:
+        """Add or change a volume; if it is open it becomes what the record says. In `changing`."""
+        self.registry.put(record)
+        volume = self.core.volumes.get(record.uuid)
+        if volume is not None:
+            volume.reload()
+
+    def _take(self, record: PoolRecord) -> None:
+        self.record = record
+        self.core.settings = record.settings
+        self.core.modes.settings_changed()
+
+    def _load(self) -> None:
+        """Look again at what was committed last."""
+        self._take(pool_record.load(self.metadata))
+        self.registry.load()
+
+    def _count_reservations(self) -> None:
+        size = self.core.block_size
+        for record in self.registry:
+            if record.reserve:
+                own = self.metadata.exclusive_blocks(record.dev_id)
+                self.core.reservations.promise(record.uuid, -(-record.reserve // size), own)
+
+
+def _check_device(device: DataDevice, metadata: ThinMetadata, record: PoolRecord) -> None:
+    """Raise unless the data device is the pool's, and large enough."""
+    block_size = metadata.data_block_sectors * 512
+    if block_size != record.block_size:
+        raise Corrupt(
+            "record", "pool", f"blocks of {record.block_size} bytes, the metadata says {block_size}"
+        )
+    identity.check_ours(device, record.uuid, record.data_known_by)
+    needed = metadata.data_blocks * block_size
+    if device.size < needed:
+        raise DeviceError(
+            f"data device {device.path} has {exact_size(device.size)}, but the pool's metadata "
+            f"says {exact_size(needed)}: it was cut short, or is another"
+        )

@@ -1,0 +1,87 @@
+"""What a pool remembers of itself: format, name, data device, settings.
+
+One JSON record in the table `pool`, beside the metadata's blocks. Pure but for `load` and `store`,
+whose caller holds the metadata lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from thinmeta.errors import Corrupt, UnsupportedFormat
+from thinmeta.thin import ThinMetadata
+from thinpoold.errors import InvalidSetting
+from thinpoold.settings import Settings
+
+TABLE: Final = "pool"
+KEY: Final = b"settings"
+# On disk; goes up when an older program could no longer read a pool rightly.
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True)
+class PoolRecord:
+    """`data_path` is relative to the pool's directory if it lies there; `uuid` is 16 bytes;
+    `data_known_by` is what `identity.claim` returned."""
+
+    name: str
+    uuid: bytes
+    data_path: str
+    block_size: int
+    settings: Settings = field(default_factory=Settings)
+    data_known_by: dict[str, str] = field(default_factory=dict)
+
+    def data_file(self, directory: Path) -> Path:
+        """Return where the data device is, for a pool in `directory`."""
+        return directory / self.data_path
+
+    def pack(self) -> bytes:
+        stored: dict[str, Any] = {
+            "format": FORMAT,
+            "name": self.name,
+            "uuid": self.uuid.hex(),
+            "data_path": self.data_path,
+            "block_size": self.block_size,
+            "data_known_by": self.data_known_by,
+            **self.settings.as_json(),
+        }
+        return json.dumps(stored, ensure_ascii=False, sort_keys=True).encode()
+
+    @classmethod
+    def unpack(cls, value: bytes) -> PoolRecord:
+        """Raises `UnsupportedFormat` for a newer pool, `Corrupt` ('record') for nonsense."""
+        try:
+            stored = json.loads(value)
+            if stored["format"] > FORMAT:
+                raise UnsupportedFormat(
+                    f"the pool is of format {stored['format']}; this program knows up to {FORMAT}"
+                )
+            names = [one.name for one in dataclasses.fields(Settings)]
+            given = {name: stored[name] for name in names if name in stored}
+            return cls(
+                stored["name"],
+                bytes.fromhex(stored["uuid"]),
+                stored["data_path"],
+                stored["block_size"],
+                Settings().changed(given),
+                dict(stored.get("data_known_by", {})),
+            )
+        except (ValueError, TypeError, KeyError, InvalidSetting) as error:
+            raise Corrupt("record", "pool", f"makes no sense: {error!r}") from None
+
+
+def load(metadata: ThinMetadata) -> PoolRecord:
+    """Return the pool's record. Raises `Corrupt`, `UnsupportedFormat`, `StoreError`."""
+    value = metadata.record(TABLE, KEY)
+    if value is None:
+        raise Corrupt("record", "pool", "is missing")
+    return PoolRecord.unpack(value)
+
+
+def store(metadata: ThinMetadata, record: PoolRecord) -> None:
+    """Put the pool's record into the open transaction."""
+    metadata.put_record(TABLE, KEY, record.pack())

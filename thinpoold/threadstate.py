@@ -1,0 +1,81 @@
+"""Keeping the interpreter's state of nbdkit's threads alive between requests.
+
+nbdkit calls a plugin from threads of its own. For each call it makes a Python thread state and
+destroys it again, which costs an mmap and a munmap of the interpreter's stack: several times what a
+small read costs, and more with more threads, as each munmap interrupts the other processors.
+PyGILState_Ensure, called once more from within a request, counts as a user of that state, so it
+stays for the thread's next request.
+
+What was kept must be given back when the thread has ended: by another thread, for it is gone. That
+is what `release` does, once per connection, when nbdkit has joined the connection's threads.
+
+Invariants
+
+1. Only the states of threads that have ended are destroyed, and the caller's own is only let go.
+2. A thread's state is kept once: what tells is an attribute that goes with the state.
+
+Thread-safety: `keep` from any thread; `release` once all requests of the connection are over.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from typing import Final
+
+_api = ctypes.pythonapi
+_ensure = _api.PyGILState_Ensure
+_ensure.argtypes = []
+_ensure.restype = ctypes.c_int
+_release = _api.PyGILState_Release
+_release.argtypes = [ctypes.c_int]
+_release.restype = None
+_current = _api.PyThreadState_Get
+_current.argtypes = []
+_current.restype = ctypes.c_void_p
+_clear = _api.PyThreadState_Clear
+_clear.argtypes = [ctypes.c_void_p]
+_clear.restype = None
+_delete = _api.PyThreadState_Delete
+_delete.argtypes = [ctypes.c_void_p]
+_delete.restype = None
+
+# What PyGILState_Ensure returns to a thread that holds the interpreter's lock already.
+_LOCKED: Final = 0
+
+local: Final = threading.local()
+"""Has the attribute `kept` in threads whose state is kept."""
+
+
+class Kept:
+    """The states kept for one connection."""
+
+    def __init__(self) -> None:
+        # Kernel thread id -> thread state. Dict operations are atomic.
+        self._states: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def keep(self) -> None:
+        """Keep this thread's state; for a thread of nbdkit's, inside a call from it."""
+        if hasattr(local, "kept"):
+            return
+        local.kept = True
+        self._states[threading.get_native_id()] = _current()
+        _ensure()
+
+    def release(self) -> None:
+        """Give all back. The threads have ended, save for the caller's."""
+        me = threading.get_native_id()
+        for thread, state in list(self._states.items()):
+            if thread == me:
+                del self._states[thread]
+                del local.kept
+                _release(_LOCKED)
+            elif not os.path.exists(f"/proc/self/task/{thread}"):
+                del self._states[thread]
+                _clear(state)
+                _delete(state)
+            # Else it runs still, against what nbdkit promises: leave its state to it.
