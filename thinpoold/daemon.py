@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import thinpoold
-from thinpoold import launch, lock
+from thinpoold import activation, launch, lock, notify
 from thinpoold.errors import ThinPoolError, UserError
-from thinpoold.paths import RUN_FILES, PoolPaths
+from thinpoold.paths import NBD_SOCKET, RUN_FILES, PoolPaths
 from thinpoold.runtime import ENVIRONMENT, READY_FD, block_end_signals, environment
 from thinpoold.uri import tcp_uri, unix_uri
 
@@ -69,15 +69,23 @@ def foreground(paths: PoolPaths, options: Options) -> NoReturn:
     except ThinPoolError as error:
         if ready_fd is not None:
             launch.report_failure(ready_fd, error)
+        notify.from_environment().send(STATUS=str(error))
         raise
 
 
 def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoReturn:
     paths.require_pool()
-    listen, uri = listen_options(paths, options.listen)
+    sockets = activation.handed_over()
+    if sockets:
+        # nbdkit finds them as this process does, and takes no options beside them.
+        uri, keep = given_sockets(paths, sockets, options.listen)
+        listen: list[str] = []
+    else:
+        listen, uri = listen_options(paths, options.listen)
+        keep = frozenset()
     nbdkit, script = find_nbdkit(), find_plugin()
     lock_fd = lock.acquire(paths, lock.DAEMON, LOCK_WAIT)
-    make_run_dir(paths)
+    run_files = make_run_dir(paths, keep)
     argv = [nbdkit, "--foreground", *listen, "--pidfile", str(paths.pid_file)]
     argv += ["--threads", str(options.threads)]
     if os.environ.get("THINPOOL_DEBUG"):
@@ -88,7 +96,7 @@ def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoRetur
     for fd in (lock_fd, ready_fd):
         if fd is not None:
             os.set_inheritable(fd, True)
-    os.environ[ENVIRONMENT] = environment(lock_fd, ready_fd, paths.run_dir, uri)
+    os.environ[ENVIRONMENT] = environment(lock_fd, ready_fd, paths.run_dir, uri, run_files)
     os.environ["PATH"] = search_path()
     os.umask(0o077)
     block_end_signals()
@@ -103,12 +111,35 @@ def listen_options(paths: PoolPaths, listen: str) -> tuple[list[str], str]:
     if listen == "unix":
         return ["--unix", str(paths.nbd_socket)], unix_uri(paths.nbd_socket)
     address, port = _split_address(listen)
+    _require_loopback(listen, address)
+    return ["--ipaddr", address, "--port", str(port)], tcp_uri(address, port)
+
+
+def given_sockets(paths: PoolPaths, fds: list[int], listen: str) -> tuple[str, frozenset[str]]:
+    """Return the server's URI on a service manager's sockets, and which run files are theirs.
+
+    Raises UserError for sockets that will not do, and when `listen` asks for others.
+    """
+    if listen != DEFAULT_LISTEN:
+        raise UserError(
+            f"will not listen on {listen}: the service manager has opened sockets already; "
+            "leave --listen out, or start without the socket unit"
+        )
+    addresses = [activation.address_of(fd) for fd in fds]
+    for address in addresses:
+        if isinstance(address, tuple):
+            _require_loopback(f"{address[0]}:{address[1]}", address[0])
+    named = {os.path.realpath(address) for address in addresses if isinstance(address, Path)}
+    own = os.path.realpath(paths.nbd_socket) in named
+    return activation.uri_of(addresses[0]), frozenset([NBD_SOCKET] if own else [])
+
+
+def _require_loopback(listen: str, address: str) -> None:
     if not _is_loopback(address):
         raise UserError(
             f"will not listen on {listen}: without TLS only loopback addresses are safe; "
             "use 127.0.0.1:PORT, [::1]:PORT or unix"
         )
-    return ["--ipaddr", address, "--port", str(port)], tcp_uri(address, port)
 
 
 def _split_address(listen: str) -> tuple[str, int]:
@@ -162,8 +193,12 @@ def search_path() -> str:
     return own if not path else os.pathsep.join((own, path))
 
 
-def make_run_dir(paths: PoolPaths) -> None:
-    """Make the directory of the sockets, ours alone, and clear it. The caller holds the lock."""
+def make_run_dir(paths: PoolPaths, keep: frozenset[str] = frozenset()) -> list[str]:
+    """Make the directory of the sockets, ours alone, and clear it of all but `keep`.
+
+    Returns the names of what this run will leave there. The caller holds the lock.
+    """
+    ours = [name for name in RUN_FILES if name not in keep]
     try:
         paths.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Under /tmp, another user could have made it, or what it lies in, first.
@@ -172,10 +207,11 @@ def make_run_dir(paths: PoolPaths) -> None:
             if owner != os.geteuid() or not directory.is_dir():
                 raise ThinPoolError(f"{directory} belongs to user {owner}: have it removed")
         paths.run_dir.chmod(0o700)
-        for name in RUN_FILES:
+        for name in ours:
             (paths.run_dir / name).unlink(missing_ok=True)
     except OSError as error:
         raise ThinPoolError(f"run directory {paths.run_dir}: {error.strerror}") from None
+    return ours
 
 
 if __name__ == "__main__":

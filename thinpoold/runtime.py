@@ -32,10 +32,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from thinpoold import notify
 from thinpoold.control.codes import one_line
 from thinpoold.control.dispatch import Dispatcher
 from thinpoold.control.server import ControlServer
-from thinpoold.paths import CONTROL_SOCKET, RUN_FILES
+from thinpoold.paths import CONTROL_SOCKET
+from thinpoold.sizes import format_size
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +59,11 @@ class Runtime:
     ready_fd: int | None = None
     run_dir: Path | None = None
     server_uri: str = ""
+    run_files: list[str] = field(default_factory=list)
+    notifier: notify.Notifier = field(default_factory=notify.Notifier)
     pool: Any = None
     _server: ControlServer | None = field(default=None, repr=False)
+    _heart: notify.Heart | None = field(default=None, repr=False)
 
     @property
     def control_socket(self) -> Path | None:
@@ -74,6 +79,8 @@ class Runtime:
         server.start()
         self._server = server
         self._report({"ready": self.run_facts()})
+        self._heart = notify.Heart(self.notifier, self._beats, self._status_line)
+        self._heart.start()
 
     def fail(self, error: BaseException) -> NoReturn:
         """Report that the pool cannot be served, and end the process with status 1.
@@ -82,6 +89,7 @@ class Runtime:
         """
         reason = one_line(error)
         self._report({"error": reason})
+        self.notifier.send(STATUS=reason)
         if os.environ.get("THINPOOL_DEBUG"):
             log.error("cannot start", exc_info=error)
         sys.stderr.write(f"thinpoold: {reason}\n")
@@ -91,6 +99,8 @@ class Runtime:
 
     def close(self) -> None:
         """End the control socket; requests under way are answered first."""
+        if self._heart is not None:
+            self._heart.stop()
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -121,16 +131,41 @@ class Runtime:
             pass
         os.close(fd)
 
+    def _beats(self) -> int:
+        """How often the pool's timer has come round."""
+        return int(self.pool.ticks)
+
+    def _status_line(self) -> str:
+        from thinpoold import admin
+
+        status = admin.status(self.pool)
+        used, size = (format_size(status["data"][key]) for key in ("used", "size"))
+        return (
+            f"{status['mode']}: {used} of {size} used, {status['volumes']} volumes, "
+            f"{status['clients']} clients"
+        )
+
     def _remove_run_files(self) -> None:
         if self.run_dir is not None:
-            for name in RUN_FILES:
+            for name in self.run_files:
                 (self.run_dir / name).unlink(missing_ok=True)
 
 
-def environment(lock_fd: int, ready_fd: int | None, run_dir: Path, uri: str) -> str:
-    """Return the value of ENVIRONMENT that `from_environment` reads."""
+def environment(
+    lock_fd: int, ready_fd: int | None, run_dir: Path, uri: str, run_files: list[str]
+) -> str:
+    """Return the value of ENVIRONMENT that `from_environment` reads.
+
+    `run_files` are the names in `run_dir` that go with this run; others' sockets are not.
+    """
     return json.dumps(
-        {"lock_fd": lock_fd, "ready_fd": ready_fd, "run_dir": str(run_dir), "uri": uri}
+        {
+            "lock_fd": lock_fd,
+            "ready_fd": ready_fd,
+            "run_dir": str(run_dir),
+            "uri": uri,
+            "run_files": run_files,
+        }
     )
 
 
@@ -143,9 +178,17 @@ def from_environment() -> Runtime:
     for fd in (left["lock_fd"], left["ready_fd"]):
         if fd is not None:
             os.set_inheritable(fd, False)
-    runtime = Runtime(left["lock_fd"], left["ready_fd"], Path(left["run_dir"]), left["uri"])
+    runtime = Runtime(
+        left["lock_fd"],
+        left["ready_fd"],
+        Path(left["run_dir"]),
+        left["uri"],
+        left["run_files"],
+        notify.from_environment(),
+    )
     _outlive_parent()
-    threading.Thread(target=_wait_for_end, name="signals", daemon=True).start()
+    end = threading.Thread(target=_wait_for_end, args=(runtime,), name="signals", daemon=True)
+    end.start()
     return runtime
 
 
@@ -162,8 +205,9 @@ def _outlive_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
 
-def _wait_for_end() -> None:
+def _wait_for_end(runtime: Runtime) -> None:
     number = signal.sigwait(_END_SIGNALS)
+    runtime.notifier.stopping()
     sockets = _sockets()
     listening = {name for fd in sockets if (name := _local_name(fd, listening=True))}
     listening = {name for name in listening if not str(name).endswith(CONTROL_SOCKET)}
