@@ -4,6 +4,7 @@ Both open the metadata themselves and read its last commit, so they take no lock
 neither waits for them nor they for it.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import click
 
 from thinpoold.cli import output
 from thinpoold.cli.options import Text, chosen_pool, json_option, verb
-from thinpoold.errors import UserError
+from thinpoold.errors import DeviceError, UserError
 from thinpoold.paths import PoolPaths
 from thinpoold.progress import Progress
 
@@ -75,14 +76,12 @@ def export_metadata(file: str, pool: str | None, as_json: bool) -> None:
     target = Path(file)
     if not file:
         raise UserError("FILE is empty: name the file to write")
-    _refuse_own(paths, target)
     with (
         Progress(f"exporting the metadata of pool {paths.name}") as progress,
         _opened(paths) as store,
     ):
-        from thinmeta.export import export_metadata as export
-
-        export(store, target, progress=progress.update)
+        _refuse_own(paths, target, store)
+        _export(store, target, progress)
     if as_json:
         output.emit_json({"file": str(target), "size": target.stat().st_size})
 
@@ -91,6 +90,7 @@ def _check(paths: PoolPaths, progress: Progress) -> "CheckResult":
     from thinmeta.check import CheckResult, Problem, check
     from thinmeta.errors import ThinMetaError
     from thinmeta.store.lmdb_file import verify_pages
+    from thinpoold.audit import audit
 
     # The store's own pages first: LMDB follows a damaged one blindly.
     damaged = verify_pages(paths.metadata)
@@ -98,7 +98,8 @@ def _check(paths: PoolPaths, progress: Progress) -> "CheckResult":
         return CheckResult([Problem("store", paths.metadata.name, text) for text in damaged])
     try:
         with _opened(paths) as store:
-            return check(store, progress=progress.update)
+            result = check(store, progress=progress.update)
+            return dataclasses.replace(result, errors=[*result.errors, *audit(store)])
     except ThinMetaError as error:
         return CheckResult([Problem("store", paths.metadata.name, str(error))])
 
@@ -114,9 +115,28 @@ def _opened(paths: PoolPaths) -> Iterator["LmdbStore"]:
         store.close()
 
 
-def _refuse_own(paths: PoolPaths, target: Path) -> None:
+def _export(store: "LmdbStore", target: Path, progress: Progress) -> None:
+    from thinmeta.export import export_metadata
+
+    try:
+        export_metadata(store, target, progress=progress.update)
+    except OSError as error:
+        raise DeviceError(f"cannot write {target}: {error.strerror or error}") from None
+
+
+def _refuse_own(paths: PoolPaths, target: Path, store: "LmdbStore") -> None:
     """Refuse a target that is one of the pool's own files: it would be lost."""
+    from thinmeta.errors import ThinMetaError
+    from thinpoold import pool_record
+
     own = [paths.metadata, paths.data, paths.lock, paths.log]
+    try:
+        record = store.record(pool_record.TABLE, pool_record.KEY)
+        if record is not None:
+            own.append(pool_record.PoolRecord.unpack(record).data_file(paths.directory))
+    except ThinMetaError:
+        # Damaged: all the more reason to let an export be made.
+        pass
     if target.exists() and any(one.exists() and target.samefile(one) for one in own):
         raise UserError(f"{target} is the pool's own file: name another")
 

@@ -81,7 +81,8 @@ def grow(size: int, pool: str | None, as_json: bool) -> None:
 
 
 def _split(words: tuple[str, ...]) -> dict[str, str]:
-    settings = {}
+    settings: dict[str, str] = {}
+    seen = set()
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
@@ -89,9 +90,10 @@ def _split(words: tuple[str, ...]) -> dict[str, str]:
                 f"'{word}' is not KEY=VALUE", click.get_current_context(silent=True)
             )
         name = key.replace("-", "_")
-        if name in settings:
+        if name in seen:
             raise InvalidSetting(f"setting {key} is given twice: give it once")
-        settings[name] = value
+        seen.add(name)
+        settings[key] = value
     return settings
 
 

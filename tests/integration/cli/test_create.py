@@ -54,7 +54,7 @@ def test_a_bad_name_is_refused(rig: PoolRig, name: str, says: str) -> None:
 
 def test_a_taken_name_is_refused(rig: PoolRig) -> None:
     rig.create("taken", "1M")
-    refused(rig, "create", "taken", "2M", says="taken")
+    refused(rig, "create", "taken", "2M", says="exists")
     assert volume(rig, "taken")["size"] == 1 << 20
 
 

@@ -37,7 +37,9 @@ def test_a_file_that_is_there_is_replaced(rig: PoolRig, tmp_path: Path) -> None:
 
 
 def test_refusals(rig: PoolRig, tmp_path: Path) -> None:
-    refused(rig, "export-metadata", str(tmp_path / "no/image"), says="no/image")
+    refused(
+        rig, "export-metadata", str(tmp_path / "no/image"), says=f"cannot write {tmp_path}/no/image"
+    )
     refused(rig, "export-metadata", str(tmp_path), says=str(tmp_path))
     refused(rig, "export-metadata", "", says="empty")
     wrong_usage(rig, "export-metadata", says="missing argument 'FILE'")

@@ -93,13 +93,19 @@ def test_a_file_that_is_there_is_taken_as_large_as_it_is(fresh: PoolRig, tmp_pat
     assert fresh.status()["data"]["size"] == 100 * MIB
 
 
-def test_a_file_that_is_too_short_is_refused(fresh: PoolRig, tmp_path: Path) -> None:
+def test_a_file_that_is_too_short_is_made_larger(fresh: PoolRig, tmp_path: Path) -> None:
     data = tmp_path / "elsewhere"
-    data.write_bytes(b"precious" * 1024)
-    words = ("init", str(fresh.directory), "--data", str(data), "--size", "1G")
-    refused(fresh, *words, says=str(data))
-    assert data.read_bytes() == b"precious" * 1024
-    assert not fresh.directory.exists()
+    data.touch()
+    fresh.init("1G", data=str(data))
+    assert data.stat().st_size == GIB
+
+
+def test_the_data_of_another_pool_is_refused(fresh: PoolRig, tmp_path: Path) -> None:
+    fresh.init("64M")
+    data = fresh.directory / "data"
+    other = PoolRig(tmp_path / "other")
+    refused(other, "init", str(other.directory), "--data", str(data), says="belongs to the pool")
+    assert not other.directory.exists()
 
 
 def test_an_empty_directory_may_be_there(fresh: PoolRig) -> None:

@@ -30,7 +30,7 @@ def test_refusals(rig: PoolRig) -> None:
     rig.create("e", "1M")
     rig.create("f", "2M")
     refused(rig, "rename", "nobody", "g", says="no volume")
-    refused(rig, "rename", "e", "f", says="taken")
+    refused(rig, "rename", "e", "f", says="exists")
     refused(rig, "rename", "e", "a/b", says="has a '/'")
     refused(rig, "rename", "e", "", says="is empty")
     assert volume(rig, "e")["size"] == 1 << 20

@@ -59,7 +59,7 @@ def test_all_or_none(rig: PoolRig) -> None:
     assert volume(rig, "g1") is None
     refused(rig, "snapshot", "g", "g1", "g", "g1", says="g1")
     assert volume(rig, "g1") is None
-    refused(rig, "snapshot", "g", "g1", "g", "g", says="taken")
+    refused(rig, "snapshot", "g", "g1", "g", "g", says="exists")
     assert volume(rig, "g1") is None
 
 

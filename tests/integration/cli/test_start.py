@@ -133,12 +133,15 @@ def test_a_data_device_that_is_missing_or_short(new_pool: PoolMaker) -> None:
     before = (rig.directory / "metadata.lmdb").read_bytes()
     os.truncate(data, 1 << 20)
     refused(rig, "start", says=str(data))
-    data.unlink()
+    os.truncate(data, 256 << 20)
+    data.rename(rig.directory / "away")
     refused(rig, "start", says=str(data))
-    assert (rig.directory / "metadata.lmdb").read_bytes() == before
     assert not data.exists()
     data.touch()
     os.truncate(data, 256 << 20)
+    refused(rig, "start", says="not this pool's")
+    assert (rig.directory / "metadata.lmdb").read_bytes() == before
+    (rig.directory / "away").rename(data)
     rig.start()
 
 

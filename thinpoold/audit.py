@@ -1,0 +1,92 @@
+"""What `check` looks at beside the metadata itself: that volumes and devices are the same ones.
+
+The metadata library knows devices by number; names, sizes and settings are records beside them.
+
+1. The pool's record is there and makes sense.
+2. Every volume's record makes sense, and names and device ids are each one volume's alone.
+3. Every volume has a device, and every device a volume.
+
+Only reads; any thread.
+"""
+
+from collections.abc import Iterator
+
+from thinmeta.check import Problem
+from thinmeta.errors import Corrupt, StoreError, UnsupportedFormat
+from thinmeta.store.protocol import BlockStore
+from thinmeta.thin import ThinMetadata
+from thinpoold import pool_record
+from thinpoold.errors import UserError
+from thinpoold.names import check_name
+from thinpoold.sizes import check_volume_size
+from thinpoold.volumes import TABLE, VolumeRecord
+
+_DAMAGE = (Corrupt, StoreError, UnsupportedFormat)
+
+
+def audit(store: BlockStore) -> list[Problem]:
+    """Return what is wrong with the records of the last commit of `store`."""
+    with store.snapshot() as view:
+        try:
+            metadata = ThinMetadata.open(view)
+        except _DAMAGE:
+            # Told by the check of the metadata, which looks further than this can.
+            return []
+        try:
+            return [*_pool(metadata), *_volumes(view, metadata)]
+        except _DAMAGE as damage:
+            return [_problem(damage, "records")]
+        finally:
+            metadata.close()
+
+
+def _pool(metadata: ThinMetadata) -> Iterator[Problem]:
+    try:
+        record = pool_record.load(metadata)
+    except _DAMAGE as damage:
+        # One with a bad checksum is told by the check of the metadata.
+        if not isinstance(damage, Corrupt) or damage.where == "pool":
+            yield _problem(damage, "pool")
+        return
+    block_size = metadata.data_block_sectors * 512
+    if record.block_size != block_size:
+        message = f"has blocks of {record.block_size} bytes, the metadata says {block_size}"
+        yield Problem("record", "pool", message)
+
+
+def _volumes(store: BlockStore, metadata: ThinMetadata) -> Iterator[Problem]:
+    names: dict[str, str] = {}
+    owners: dict[int, str] = {}
+    devices = set(metadata.device_ids())
+    for key in store.record_keys(TABLE):
+        where = f"volume {key.hex()}"
+        try:
+            value = store.record(TABLE, key)
+            if value is None:
+                continue
+            record = VolumeRecord.unpack(key, value)
+            check_name(record.name)
+            check_volume_size(record.size, metadata.data_block_sectors * 512)
+        except Corrupt as damage:
+            # A record with a bad checksum is told by the check of the metadata.
+            if damage.where == where:
+                yield _problem(damage, where)
+            continue
+        except (UserError, TypeError, AttributeError) as error:
+            yield Problem("record", where, f"makes no sense: {error}")
+            continue
+        if record.name in names:
+            yield Problem("volume", where, f"has the name {record.name!r} of {names[record.name]}")
+        if record.dev_id in owners:
+            yield Problem("volume", where, f"has device {record.dev_id} of {owners[record.dev_id]}")
+        if record.dev_id not in devices:
+            yield Problem("volume", where, f"{record.name!r} has no device {record.dev_id}")
+        names[record.name] = owners[record.dev_id] = where
+    for dev_id in sorted(devices - owners.keys()):
+        yield Problem("volume", f"device {dev_id}", "belongs to no volume")
+
+
+def _problem(error: Exception, where: str) -> Problem:
+    if isinstance(error, Corrupt):
+        return Problem(error.kind, error.where or where, error.message)
+    return Problem("io" if isinstance(error, StoreError) else "record", where, str(error))
