@@ -98,7 +98,8 @@ class Core:
         self.reclaim_timer = Timer("reclaim", self.reclaimer.drain, None)
         self._broken: Exception | None = None
         self._low = False
-        self._ticks = 0
+        # How often the timer has come round; it goes up while the pool is alive.
+        self.ticks = 0
         if metadata.needs_check and not read_only:
             self.modes.degrade(Mode.READ_ONLY, "its metadata needs a check", lost_data=False)
 
@@ -303,8 +304,8 @@ class Core:
             volume.gate.synchronize()
 
     def _tick(self) -> None:
-        self._ticks += 1
-        if self._ticks % _AGE_TICKS == 0:
+        self.ticks += 1
+        if self.ticks % _AGE_TICKS == 0:
             with self.lock:
                 self.metadata.age(_IDLE_SECONDS)
         if not self.modes.lost_data:

@@ -133,7 +133,7 @@ class Runtime:
 
     def _beats(self) -> int:
         """How often the pool's timer has come round."""
-        return int(self.pool.ticks)
+        return int(self.pool.core.ticks)
 
     def _status_line(self) -> str:
         from thinpoold import admin
