@@ -140,9 +140,12 @@ class Heart:
         interval = STATUS_SECONDS
         if watchdog is not None:
             interval = min(interval, watchdog / FEEDINGS)
+        hungry = 0
         while not self._ending.wait(interval):
-            if not self.beat() and watchdog is not None and not self._ending.is_set():
-                log.error("the pool's timer has not come round for %.1f s", interval)
+            hungry = 0 if self.beat() else hungry + 1
+            # Once is chance: a timer of a second against a watchdog of few.
+            if watchdog is not None and hungry > 1:
+                log.error("the commit timer has not come round for %.0f s", hungry * interval)
 
 
 def _one_line(text: str) -> str:
