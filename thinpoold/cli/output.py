@@ -36,14 +36,20 @@ def note(text: str) -> None:
     click.echo(f"thinpool: {text}", err=True)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[int] = (),
+    cut: Sequence[int] = (0,),
+) -> str:
     """Return rows under a header, columns aligned; those in `right` to the right.
 
-    On a terminal that is too narrow, the widest column is cut.
+    On a terminal that is too narrow, the widest of the columns in `cut` are cut.
     """
     cells = [list(header), *[list(row) for row in rows]]
     widths = [max(cell_width(row[column]) for row in cells) for column in range(len(header))]
-    widths = _fit(widths, set(right))
+    widths = _fit(widths, cut)
     lines = []
     for row in cells:
         padded = [
@@ -126,16 +132,14 @@ def _cut(text: str, width: int) -> str:
     return text + mark
 
 
-def _fit(widths: list[int], fixed: set[int]) -> list[int]:
-    """Narrow the widest text columns until a terminal's line holds the table."""
+def _fit(widths: list[int], cut: Sequence[int]) -> list[int]:
+    """Narrow the widest of some columns until a terminal's line holds the table."""
     if not sys.stdout.isatty():
         return widths
     room = shutil.get_terminal_size().columns - len(_GAP) * (len(widths) - 1)
     widths = list(widths)
     while sum(widths) > room:
-        candidates = [
-            column for column, width in enumerate(widths) if column not in fixed and width > _LEAST
-        ]
+        candidates = [column for column in cut if widths[column] > _LEAST]
         if not candidates:
             break
         widths[max(candidates, key=lambda column: widths[column])] -= 1

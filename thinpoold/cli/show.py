@@ -30,7 +30,7 @@ def list_(pool: str | None, as_json: bool) -> None:
         return
     header = ("NAME", "SIZE", "MAPPED", "EXCLUSIVE", "ACCESS", "ORIGIN", "CREATED", "OPEN BY")
     rows = [_row(volume) for volume in answer["volumes"]]
-    output.emit(output.table(header, rows, right=(1, 2, 3)))
+    output.emit(output.table(header, rows, right=(1, 2, 3), cut=(0, 5)))
 
 
 @verb("tree")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+from thinpoold.control.codes import one_line
 from thinpoold.control.jsonrpc import Json
 from thinpoold.control.params import BYTES, FLAG, PAIRS, SETTINGS, TEXT, TEXTS, Param
 from thinpoold.uri import volume_uri
@@ -56,9 +57,14 @@ def _status(host: Host, params: Params) -> Result:
 
 
 def _stop(host: Host, params: Params) -> Result:
-    facts = host.run_facts()
+    answer: Result = {"stopping": True, "pid": host.run_facts()["pid"], "error": None}
+    # The process commits at its end too, but then nobody is left to be told that it failed.
+    try:
+        host.pool.commit()
+    except Exception as error:
+        answer["error"] = one_line(error)
     host.stop()
-    return {"stopping": True, "pid": facts["pid"]}
+    return answer
 
 
 def _uri(host: Host, params: Params) -> Result:
@@ -103,7 +109,8 @@ METHODS: dict[str, Method] = {
             "stop",
             "Begin to stop the daemon: everything is flushed, then the process ends.\n\n"
             "The answer comes before that. Wait for the process `pid` to be gone.",
-            "`stopping` (true), `pid`",
+            "`stopping` (true), `pid`, `error` (null or, when the last commit failed, why; the "
+            "daemon stops all the same)",
             _stop,
         ),
         Method("get", "Say what the settings are.", "`settings`", _admin("get_settings")),

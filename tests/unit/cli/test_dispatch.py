@@ -223,7 +223,22 @@ def test_every_method_is_documented() -> None:
         assert all(param.doc for param in method.params)
 
 
-def test_stop_answers_and_stops() -> None:
-    host = FakeHost()
-    assert Dispatcher(host).call("stop", {}) == {"stopping": True, "pid": 7}
+@dataclass
+class FakePool:
+    """A pool that can only commit, or not even that."""
+
+    error: Exception | None = None
+
+    def commit(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(None, None), (errors.DeviceError("no\nspace"), "no space")]
+)
+def test_stop_answers_and_stops(error: Exception | None, told: str | None) -> None:
+    host = FakeHost(FakePool(error))
+    answer = Dispatcher(host).call("stop", {})
+    assert answer == {"stopping": True, "pid": 7, "error": told}
     assert host.stopped
