@@ -12,8 +12,9 @@ attach() {
     [[ ${2-} != ro ]] || fuse+=(-r) loop+=(--read-only)
     mkdir -p "$folder"
     rm -f "$dir/nbdfuse.pid"
-    "${fuse[@]}" -P "$dir/nbdfuse.pid" "$folder/volume" "$(thinpool uri "$1")" &
+    "${fuse[@]}" -P "$dir/nbdfuse.pid" "$folder/volume" "$(thinpool uri "$1")" 2>>"$dir/nbdfuse.log" &
     fuse_pids+=($!) fuse_dirs+=("$folder")
+    disown # it aborts when its server is killed: nothing to report
     until [[ -s $dir/nbdfuse.pid ]]; do
         alive $! || fail "nbdfuse did not start"
         sleep 0.05
@@ -40,6 +41,7 @@ open_fs() {
 close_fs() {
     local path pid
     for path in "${mounts[@]}"; do
+        mountpoint -q "$path" || continue
         # Lazily where its disk has gone.
         umount "$path" 2>/dev/null || umount --lazy "$path"
     done
@@ -69,8 +71,10 @@ read_snapshot() {
     # noload: the journal of a read-only device cannot be replayed.
     run mount -o ro,noload "$REPLY" "$old"
     mounts+=("$old")
-    run cat "$old/$2"
+    say "$2 of $1: $(cat "$old/$2")"
     umount "$old"
     losetup --detach "$REPLY"
-    fusermount3 -u "$dir/fuse-$1"
+    fusermount3 -u "${fuse_dirs[-1]}"
+    end "${fuse_pids[-1]}"
+    unset 'mounts[-1]' 'loops[-1]' 'fuse_dirs[-1]' 'fuse_pids[-1]'
 }
