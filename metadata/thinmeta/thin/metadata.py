@@ -1,7 +1,7 @@
 """The thin metadata: devices, their mappings, and the data blocks behind them, in one pool.
 
-This is the library's face.  It puts the trees and space maps together as the kernel's
-dm-thin-metadata does, and adds reserved data blocks, records, and the two-phase commit.
+It puts the trees and space maps together as the kernel's dm-thin-metadata does, and adds reserved
+data blocks, records, and the two-phase commit.
 
 A commit has two phases, so that data I/O and other changes go on during it:
 
@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from struct import Struct
 
 from thinmeta.btree import Tree
 from thinmeta.buffers import BufferCache, Pressure
@@ -49,8 +48,6 @@ from thinmeta.thin.values import MappingValues
 from thinmeta.transaction import FrozenTransaction, TransactionManager
 
 DEFAULT_CACHE_BYTES = 64 << 20
-
-_U64 = Struct("<Q")
 
 
 class ThinMetadata:
@@ -274,11 +271,8 @@ class ThinMetadata:
         """
         device = self._devices.for_change(dev_id)
         value = data_block << TIME_BITS | self._time
-        if count == 1:
-            packed = _U64.pack(value)
-        else:
-            step = 1 << TIME_BITS
-            packed = array("Q", range(value, value + count * step, step)).tobytes()
+        step = 1 << TIME_BITS
+        packed = array("Q", range(value, value + count * step, step)).tobytes()
         device.root, replaced = self._mappings.insert_run(device.root, block, packed, count)
         self._data.claim(data_block, count)
         device.mapped_blocks += count - replaced
@@ -300,7 +294,7 @@ class ThinMetadata:
     # --- records --------------------------------------------------------------------------------
 
     def put_record(self, table: str, key: bytes, value: bytes | None) -> None:
-        """Put a record beside the blocks, or erase it with None; part of the open transaction."""
+        """Put a record, or erase it with None, as part of the open transaction."""
         self._tm.put_record(table, key, value)
 
     def record(self, table: str, key: bytes) -> bytes | None:
