@@ -65,9 +65,10 @@ class Committer:
             raise _again(mine.error)
 
     def _lead(self, mine: _Round) -> None:
-        error: Exception | None = None
+        error: Exception | None = RuntimeError("the commit was interrupted")
         try:
             self._commit()
+            error = None
         except Exception as raised:
             error = raised
         finally:

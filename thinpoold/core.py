@@ -155,7 +155,8 @@ class Core:
             with self.lock:
                 freed = self.metadata.committed(frozen)
                 self.unshared.committed()
-        except Exception as error:
+        except BaseException as error:
+            # Whatever it was, the frozen transaction will never be written.
             if self._broken is not None or not self.modes.lost_data:
                 self._abandon(error)
             raise
@@ -163,7 +164,7 @@ class Core:
             self.reclaimer.add(freed)
             self.reclaim_timer.kick()
 
-    def _abandon(self, error: Exception) -> None:
+    def _abandon(self, error: BaseException) -> None:
         """Go back to the last commit, and take no more writes."""
         with self.lock:
             mode, reason = Mode.READ_ONLY, str(error) or type(error).__name__

@@ -21,7 +21,7 @@ import fcntl
 import os
 import stat
 from pathlib import Path
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from thinpoold import fallocate
 from thinpoold.errors import DeviceError
@@ -49,7 +49,7 @@ class DataDevice:
         self._can_copy = True
 
     @classmethod
-    def open(cls, path: Path, *, read_only: bool = False) -> DataDevice:
+    def open(cls, path: Path, *, read_only: bool = False) -> Self:
         """Open and lock the device at `path`. Raises `DeviceError`; nothing is touched then."""
         flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
         try:
