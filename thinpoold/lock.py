@@ -56,7 +56,8 @@ def _lock(fd: int, paths: PoolPaths, deadline: float) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if time.monotonic() >= deadline:
+            # A daemon will not be gone in a moment.
+            if time.monotonic() >= deadline or _is_daemon(holder(paths)):
                 raise locked(paths) from None
             # flock cannot wait with a limit; the holder may be a command of a few milliseconds.
             time.sleep(_RETRY)
@@ -69,6 +70,19 @@ def holder(paths: PoolPaths) -> Holder:
         return Holder(int(pid), what)
     except (OSError, ValueError):
         return Holder(0, "")
+
+
+def _is_daemon(who: Holder) -> bool:
+    """Whether the holder is a daemon: one that lives, for a new holder may not have said yet."""
+    if who.what != DAEMON or who.pid <= 0:
+        return False
+    try:
+        os.kill(who.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def is_held(paths: PoolPaths) -> bool:

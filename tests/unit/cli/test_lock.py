@@ -70,6 +70,13 @@ def test_the_lock_outlives_exec_and_dies_with_the_process(paths: PoolPaths) -> N
     os.close(lock.acquire(paths, "x"))
 
 
+def test_nobody_waits_for_a_daemon(paths: PoolPaths) -> None:
+    fd = lock.acquire(paths, lock.DAEMON)
+    with pytest.raises(PoolLocked, match="it runs already"):
+        lock.acquire(paths, lock.DAEMON, wait=600)
+    os.close(fd)
+
+
 def test_waiting_for_a_short_command(paths: PoolPaths) -> None:
     program = (
         "import sys\n"
