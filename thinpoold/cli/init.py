@@ -75,17 +75,11 @@ def init(
     is left behind.
     """
     paths = chosen_pool(pool, pool_word)
-    check_block_size(block_size)
-    if size is not None:
-        check_pool_size(size, block_size)
+    _check_device(size, data, block_size)
     changes = {"on-full": on_full, "full-timeout": full_timeout, "discard": discard}
     settings = pool_settings.Settings().changed(
         {**changes, "skip-zeroing": skip_zeroing, "low-water": low_water}
     )
-    if data == "":
-        raise UserError("--data is empty: name a file or a block device")
-    if size is None and data is None:
-        raise click.UsageError("Missing option '--size'", click.get_current_context())
     from thinpoold.pool import create_pool
 
     create_pool(
@@ -102,3 +96,14 @@ def init(
     else:
         space = output.size(status["data"]["size"])
         output.emit(f"made pool {paths.directory}, {space} in blocks of {output.size(block_size)}")
+
+
+def _check_device(size: int | None, data: str | None, block_size: int) -> None:
+    """Raise unless a data device can be as it is asked for."""
+    check_block_size(block_size)
+    if size is not None:
+        check_pool_size(size, block_size)
+    if data == "":
+        raise UserError("--data is empty: name a file or a block device")
+    if size is None and data is None:
+        raise click.UsageError("Missing option '--size'", click.get_current_context())

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from tests.conftest import PoolMaker
-from tests.integration.cli.helpers import MIB, fill, refused, volume
+from tests.integration.cli.outcomes import MIB, fill, refused, volume
 from tests.support.pools import PoolRig
 
 

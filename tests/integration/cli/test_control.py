@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from tests.integration.cli.helpers import MIB
+from tests.integration.cli.outcomes import MIB
 from tests.support.pools import PoolRig
 from tests.support.rpc import RpcError
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.integration.cli.helpers import GIB, refused, volume, wrong_usage
+from tests.integration.cli.outcomes import GIB, refused, volume, wrong_usage
 from tests.support.pools import PoolRig
 
 

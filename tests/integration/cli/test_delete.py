@@ -1,6 +1,6 @@
 """thinpool delete."""
 
-from tests.integration.cli.helpers import MIB, fill, refused, volume, wrong_usage
+from tests.integration.cli.outcomes import MIB, fill, refused, volume, wrong_usage
 from tests.support.admin import Admin
 from tests.support.pools import PoolRig
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.integration.cli.helpers import MIB, fill, refused, volume, wrong_usage
+from tests.integration.cli.outcomes import MIB, fill, refused, volume, wrong_usage
 from tests.support.pools import PoolRig
 from tests.support.thin import thin_check, thin_dump
 

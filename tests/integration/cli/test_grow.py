@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conftest import PoolMaker
-from tests.integration.cli.helpers import GIB, MIB, fill, refused, wrong_usage
+from tests.integration.cli.outcomes import GIB, MIB, fill, refused, wrong_usage
 from tests.support.pools import PoolRig
 
 

@@ -1,6 +1,6 @@
 """thinpool info."""
 
-from tests.integration.cli.helpers import refused, volume, wrong_usage
+from tests.integration.cli.outcomes import refused, volume, wrong_usage
 from tests.support.pools import PoolRig
 
 

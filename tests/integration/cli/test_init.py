@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.cli.helpers import GIB, MIB, refused, wrong_usage
+from tests.integration.cli.outcomes import GIB, MIB, refused, wrong_usage
 from tests.support.pools import PoolRig
 
 

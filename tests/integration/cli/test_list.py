@@ -1,6 +1,6 @@
 """thinpool list."""
 
-from tests.integration.cli.helpers import MIB, fill, wrong_usage
+from tests.integration.cli.outcomes import MIB, fill, wrong_usage
 from tests.support.pools import PoolRig
 
 FIELDS = {

@@ -1,6 +1,6 @@
 """thinpool rename."""
 
-from tests.integration.cli.helpers import refused, volume
+from tests.integration.cli.outcomes import refused, volume
 from tests.support.pools import PoolRig
 
 

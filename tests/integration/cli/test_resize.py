@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.integration.cli.helpers import MIB, fill, refused, volume
+from tests.integration.cli.outcomes import MIB, fill, refused, volume
 from tests.support.pools import PoolRig
 
 

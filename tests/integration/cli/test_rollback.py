@@ -1,6 +1,6 @@
 """thinpool rollback."""
 
-from tests.integration.cli.helpers import MIB, fill, refused, volume
+from tests.integration.cli.outcomes import MIB, fill, refused, volume
 from tests.support.admin import Admin
 from tests.support.pools import PoolRig
 

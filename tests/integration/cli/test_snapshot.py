@@ -2,7 +2,7 @@
 
 import json
 
-from tests.integration.cli.helpers import MIB, fill, refused, volume, wrong_usage
+from tests.integration.cli.outcomes import MIB, fill, refused, volume, wrong_usage
 from tests.support.pools import PoolRig
 
 

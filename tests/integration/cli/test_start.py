@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PoolMaker
-from tests.integration.cli.helpers import refused, wrong_usage
+from tests.integration.cli.outcomes import refused, wrong_usage
 from tests.support.pools import PoolRig
 from tests.support.tools import run
 

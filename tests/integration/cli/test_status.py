@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.conftest import PoolMaker
-from tests.integration.cli.helpers import MIB, fill, refused, wrong_usage
+from tests.integration.cli.outcomes import MIB, fill, refused, wrong_usage
 from tests.support.pools import PoolRig
 
 FIELDS = {

@@ -6,7 +6,7 @@ import select
 from pathlib import Path
 
 from tests.conftest import PoolMaker
-from tests.integration.cli.helpers import refused
+from tests.integration.cli.outcomes import refused
 from tests.support.pools import PoolRig
 
 

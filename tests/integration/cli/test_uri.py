@@ -1,6 +1,6 @@
 """thinpool uri."""
 
-from tests.integration.cli.helpers import refused, wrong_usage
+from tests.integration.cli.outcomes import refused, wrong_usage
 from tests.support.pools import PoolRig
 from tests.support.tools import run
 
