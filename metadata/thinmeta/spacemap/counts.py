@@ -3,7 +3,8 @@
 Invariants
 
 1. `nr_allocated` and every index entry's `nr_free` agree with the bitmaps whenever no call is
-   under way; `save` brings the index on disk up to the one in memory before each commit.
+   under way; `save` brings the index on disk up to the one in memory before each commit.  As in
+   the kernel, `nr_free` of the last bitmap counts its entries beyond the device's end, too.
 2. A bitmap block has one owner and is changed in place.  Counting a metadata block for the first
    or second time, and letting go of it from there, touches bitmaps alone; so the overflow tree of
    the metadata's own space map may allocate and free its nodes in the midst of a change to it.
@@ -87,7 +88,7 @@ class SpaceMap:
         return bitmaps_for(self.nr_blocks)
 
     def nr_free(self, bitmap: int) -> int:
-        """How many entries of the bitmap are 0, as its index entry says."""
+        """How many entries of the bitmap are 0, in the last one those beyond the end too."""
         self._load()
         return self._high[bitmap] & U32
 
@@ -145,7 +146,7 @@ class SpaceMap:
 
         The bitmaps for them are allocated from the metadata's space map.
         """
-        self._grow_last(nr_blocks)
+        self._refresh_last()
         old, self.nr_blocks = self.nr_bitmaps, nr_blocks
         for bitmap in range(old, self.nr_bitmaps):
             self._add_bitmap(self._tm.new(Kind.BITMAP).block, bitmap)
@@ -157,7 +158,7 @@ class SpaceMap:
         """
         bitmap = self.nr_bitmaps
         self._index.check_room(bitmap + 1)
-        self._grow_last(bitmap * ENTRIES_PER_BITMAP)
+        self._refresh_last()
         block = bitmap * ENTRIES_PER_BITMAP
         self.nr_blocks = block + ENTRIES_PER_BITMAP
         self._tm.new_at(block, Kind.BITMAP)
@@ -254,24 +255,20 @@ class SpaceMap:
             self._overflow_root = self._overflow.empty()
         return self._overflow_root
 
-    def _grow_last(self, nr_blocks: int) -> None:
-        """Give the last bitmap the entries that blocks up to `nr_blocks` need of it.
+    def _refresh_last(self) -> None:
+        """Count the free entries of the last bitmap anew, before the map grows within it.
 
-        Its free count is taken from the bitmap itself: the kernel's own pools count entries
-        beyond the device's end as free.
+        The kernel's tools leave out entries beyond the device's end.
         """
         self._load()
         last = self.nr_bitmaps - 1
-        if last < 0 or self._length(last) == ENTRIES_PER_BITMAP:
-            return
-        length = min(ENTRIES_PER_BITMAP, nr_blocks - last * ENTRIES_PER_BITMAP)
-        data = self._tm.read(self._low[last], Kind.BITMAP).data
-        free = pairs.free_entries(data, length).bit_count()
-        self._high[last] = free | self._high[last] >> 32 << 32
-        self._changed.add(last)
-        self.nr_blocks = last * ENTRIES_PER_BITMAP + length
+        if last >= 0:
+            data = self._tm.read(self._low[last], Kind.BITMAP).data
+            free = pairs.free_entries(data, ENTRIES_PER_BITMAP).bit_count()
+            self._high[last] = free | self._high[last] >> 32 << 32
+            self._changed.add(last)
 
     def _add_bitmap(self, block: int, bitmap: int) -> None:
         self._low.append(block)
-        self._high.append(self._length(bitmap))
+        self._high.append(ENTRIES_PER_BITMAP)
         self._changed.add(bitmap)
