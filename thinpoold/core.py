@@ -199,7 +199,7 @@ class Core:
         A failure half way breaks the transaction: whoever gets it calls `settle`, outside gates.
         """
         with self.lock:
-            self.check_whole()
+            # Refuses when the transaction is broken, too.
             self.modes.check_writable()
             try:
                 yield
@@ -219,14 +219,42 @@ class Core:
             raise TransactionBroken("the open transaction is being dropped")
         self.modes.check_readable()
 
-    def settle(self, error: Exception | None = None) -> None:
-        """Deal with a failure of the metadata, or with one that another met. Outside gates.
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """The lock, for look-ups, with the open transaction whole. Outside gates.
 
-        Afterwards the open transaction is whole: abandoned if a change had failed, committed if
-        only a look-up had; and the pool is read-only or failed.
+        Raises `Stopped` when the pool has failed.
         """
-        broken = self._broken is not None
-        if not broken and error is not None and self.modes.takes_writes:
+        while self._broken is not None:
+            self.settle()
+        with self.lock:
+            # Broken again by now is so unlikely that whoever looks may be told to try again.
+            self.check_whole()
+            yield
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Deal with failures of the metadata that pass through the context. Outside gates."""
+        try:
+            yield
+        except Exception as error:
+            self.settle_after(error)
+            raise
+
+    def settle_after(self, error: Exception) -> None:
+        """Deal with an error that may be a failure of the metadata. Outside gates."""
+        if self._broken is not None:
+            self.settle()
+        elif isinstance(error, FAILURES):
+            self.settle(error)
+
+    def settle(self, error: Exception | None = None) -> None:
+        """Deal with a look-up's failure, or with a change's that marked the transaction.
+
+        Outside gates. Afterwards the open transaction is whole: abandoned if a change had failed,
+        committed if only a look-up had; and the pool is read-only or failed.
+        """
+        if error is not None and self.modes.takes_writes:
             log.error("metadata: %s", error)
             if isinstance(error, Corrupt):
                 with self.lock:
@@ -235,7 +263,7 @@ class Core:
             self.flush()
         except Exception as raised:
             log.error("commit: %s", raised)
-        if error is not None and not broken:
+        if error is not None:
             with self.lock:
                 self.modes.degrade(Mode.READ_ONLY, str(error), lost_data=False)
                 for volume in self.volumes.values():

@@ -19,6 +19,7 @@ Thread-safety: any thread, outside the gate.
 from __future__ import annotations
 
 from thinpoold.errnos import NotFast
+from thinpoold.modes import Mode
 from thinpoold.provision import Payload
 from thinpoold.requests import Span, blocks_of, split
 from thinpoold.volume import Volume
@@ -64,9 +65,12 @@ def unmap(volume: Volume, begin: int, end: int) -> None:
     core = volume.core
     while (found := _next_mapped(volume, begin, end)) < end:
         begin = min(end, found + PORTION_BLOCKS)
-        with volume.gate.closed(), core.changing():
+        with core.settled(), volume.gate.closed(), core.changing():
             remove(volume, found, begin)
         core.throttle()
+    if core.modes.mode is Mode.OUT_OF_DATA_SPACE:
+        # Writers wait for just this: do not let them wait for the second to pass.
+        core.timer.kick()
 
 
 def _next_mapped(volume: Volume, begin: int, end: int) -> int:
@@ -80,7 +84,7 @@ def _next_mapped(volume: Volume, begin: int, end: int) -> int:
             runs = core.metadata.runs(volume.dev_id, begin, end)
             found = next((run.begin for run in runs), end)
 
-    volume.request(look)
+    volume.request(look, writes=False)
     return found
 
 
@@ -121,4 +125,4 @@ def _check_fast(volume: Volume, offset: int, count: int, *, may_trim: bool, unma
                 if mapped < end - begin and not may_trim:
                     raise NotFast("zeroing here is no faster than writing")
 
-    volume.request(look)
+    volume.request(look, writes=False)

@@ -60,7 +60,7 @@ def extents(volume: Volume, offset: int, count: int, *, one: bool = False) -> li
             # Stands for the hole, or nothing, behind the last run.
             found.append([end, end])
 
-    volume.request(look)
+    volume.request(look, writes=False)
     return _as_bytes(found, offset, offset + count, size)[:limit]
 
 
@@ -93,4 +93,4 @@ def prefetch(volume: Volume, offset: int, count: int) -> None:
         for run in runs:
             core.device.prefetch(run.data_begin * size, run.length * size)
 
-    volume.request(look)
+    volume.request(look, writes=False)

@@ -27,7 +27,7 @@ from thinmeta.store.lmdb import LmdbStore
 from thinmeta.store.protocol import BlockStore
 from thinmeta.thin import ThinMetadata
 from thinpoold import identity, lock, pool_record
-from thinpoold.core import FAILURES, Core, TransactionBroken
+from thinpoold.core import Core
 from thinpoold.device import DataDevice
 from thinpoold.errors import DeviceError
 from thinpoold.make import create_pool
@@ -163,17 +163,9 @@ class Pool:
         The core's lock is held inside, and the gates of the volumes named in `quiet` are closed.
         Raises `Stopped` when the pool takes no writes, `NoSuchVolume`, and what a commit raises.
         """
-        try:
-            with self._quiet(quiet):
-                yield
-                self.metadata.set_transaction_id(self.metadata.transaction_id + 1)
-        except TransactionBroken:
-            self.core.settle()
-            self.core.modes.check_writable()
-            raise
-        except FAILURES as error:
-            self.core.settle(error)
-            raise
+        with self.core.settled(), self._quiet(quiet):
+            yield
+            self.metadata.set_transaction_id(self.metadata.transaction_id + 1)
         self.core.flush()
 
     @contextmanager

@@ -63,7 +63,7 @@ class SpaceWait:
 
     def _deadline(self) -> float | None:
         settings = self._core.settings
-        since = self._since or monotonic()
+        since = self._since if self._since is not None else monotonic()
         if settings.on_full == "error":
             return since
         return since + settings.full_timeout if settings.full_timeout else None

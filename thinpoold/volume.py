@@ -24,7 +24,7 @@ from typing import Protocol
 from thinmeta.errors import NoDataSpace, ThinMetaError
 from thinpoold import provision
 from thinpoold.cells import Cells
-from thinpoold.core import FAILURES, Core, TransactionBroken
+from thinpoold.core import Core, TransactionBroken
 from thinpoold.device import ZEROES
 from thinpoold.errnos import OutOfRange, ReadOnlyVolume
 from thinpoold.errors import DeviceError
@@ -109,7 +109,7 @@ class Volume:
                     return
             finally:
                 gate.leave()
-        self.request(lambda: self._read(memoryview(into), offset))
+        self.request(lambda: self._read(memoryview(into), offset), writes=False)
 
     def pwrite(self, data: memoryview | bytes | bytearray, offset: int) -> None:
         """Write `data` at byte `offset`; durable after a flush."""
@@ -145,7 +145,7 @@ class Volume:
             raise ReadOnlyVolume(f"volume {self.name} is read-only")
         self.core.modes.check_writable()
 
-    def request(self, attempt: Callable[[], None]) -> None:
+    def request(self, attempt: Callable[[], None], *, writes: bool = True) -> None:
         """Run `attempt` inside the gate, until it needs to wait for nothing any more.
 
         Raises `NoSpace` when waiting for space was in vain, and what `attempt` raises.
@@ -164,13 +164,17 @@ class Volume:
             except NoDataSpace as error:
                 space.for_blocks(error)
             except DeviceError as error:
+                if not writes:
+                    raise
                 space.for_device(error)
             except TransactionBroken:
+                # For a look-up; a write is refused.
                 core.settle()
-            except FAILURES as error:
-                core.settle(error)
+            except Exception as error:
+                core.settle_after(error)
                 raise
-        core.throttle()
+        if writes:
+            core.throttle()
 
     # --- inside the gate ------------------------------------------------------------------------
 

@@ -137,8 +137,7 @@ def _describe(pool: Pool, record: VolumeRecord) -> Fact:
 def _count(pool: Pool, dev_id: int) -> tuple[int, int]:
     """Return how many blocks a device has mapped, and how many of them are its alone."""
     metadata, core = pool.metadata, pool.core
-    with core.lock:
-        core.check_whole()
+    with core.looking():
         mapped = metadata.details(dev_id).mapped_blocks
         if mapped <= _FEW_MAPPINGS:
             return mapped, metadata.exclusive_blocks(dev_id)
