@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import json
 import os
-import socket
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -36,13 +35,14 @@ class Server:
             raise
 
     def _await(self, path: Path) -> None:
+        # A whole handshake: to a client that only connects and goes the servers would object.
+        probe = ["nbdinfo", "--size", self.uri]
         deadline = time.monotonic() + START_TIMEOUT
-        while time.monotonic() < deadline:
-            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-                probe.connect(str(path))
-                return
-            if self._process.poll() is not None:
-                break
+        while time.monotonic() < deadline and self._process.poll() is None:
+            if path.exists():
+                answer = subprocess.run(probe, check=False, capture_output=True)
+                if answer.returncode == 0:
+                    return
             time.sleep(0.01)
         raise RuntimeError(f"{self._process.args!r} did not start")
 

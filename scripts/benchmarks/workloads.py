@@ -87,7 +87,11 @@ def run_fio(workload: Workload, uri: str, *, seconds: float, seed: int, scratch:
         "--output-format=json",
         f"--output={report}",
     ]
-    command += [f"--io_size={workload.amount}"] if workload.amount else ["--time_based"]
+    if workload.amount:
+        command += [f"--io_size={workload.amount}"]
+    else:
+        # What comes first pays for what was written out before: it is left out.
+        command += ["--time_based", f"--ramp_time={int(seconds * 250)}ms"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     [job] = json.loads(report.read_text())["jobs"]
     side = job["read" if workload.reads else "write"]
