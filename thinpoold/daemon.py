@@ -14,6 +14,7 @@ import contextlib
 import ipaddress
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import thinpoold
-from thinpoold import activation, launch, lock, notify
+from thinpoold import activation, launch, lock, notify, tls
 from thinpoold.errors import ThinPoolError, UserError
 from thinpoold.paths import NBD_SOCKET, RUN_FILES, PoolPaths
 from thinpoold.runtime import ENVIRONMENT, READY_FD, block_end_signals, environment
@@ -35,11 +36,17 @@ DEFAULT_LISTEN = "unix"
 
 @dataclass(frozen=True)
 class Options:
-    """What `thinpoold` was told. `cache_size` is in bytes, None for the pool's own choice."""
+    """What `thinpoold` was told.
+
+    `cache_size` is in bytes, None for the pool's own choice. `tls` is a directory as `tls.load`
+    takes it; `insecure`: without one, addresses beyond loopback will do all the same.
+    """
 
     listen: str = DEFAULT_LISTEN
     threads: int = DEFAULT_THREADS
     cache_size: int | None = None
+    tls: Path | None = None
+    insecure: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -53,8 +60,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def background(paths: PoolPaths, options: Options) -> dict[str, object]:
     """Start the daemon detached, and return its run facts once it serves."""
-    listen_options(paths, options.listen)
+    listen_options(paths, options)
     words = ["--listen", options.listen, "--threads", str(options.threads)]
+    if options.tls is not None:
+        words += ["--tls", str(options.tls.absolute())]
+    if options.insecure:
+        words += ["--insecure-no-tls"]
     if options.cache_size is not None:
         words += ["--cache-size", str(options.cache_size)]
     return launch.start(paths, words)
@@ -77,11 +88,10 @@ def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoRetur
     paths.require_pool()
     sockets = activation.handed_over()
     if sockets:
-        # nbdkit finds them as this process does, and takes no options beside them.
-        uri, keep = given_sockets(paths, sockets, options.listen)
-        listen: list[str] = []
+        # nbdkit finds them as this process does, and takes no options of where beside them.
+        listen, uri, keep = given_sockets(paths, sockets, options)
     else:
-        listen, uri = listen_options(paths, options.listen)
+        listen, uri = listen_options(paths, options)
         keep = frozenset()
     nbdkit, script = find_nbdkit(), find_plugin()
     lock_fd = lock.acquire(paths, lock.DAEMON, LOCK_WAIT)
@@ -103,43 +113,65 @@ def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoRetur
     os.execv(nbdkit, argv)
 
 
-def listen_options(paths: PoolPaths, listen: str) -> tuple[list[str], str]:
-    """Return nbdkit's options for `unix` or ADDR:PORT, and the server's URI.
+def listen_options(paths: PoolPaths, options: Options) -> tuple[list[str], str]:
+    """Return nbdkit's options for `unix` or ADDR:PORT, with TLS or without, and the server's URI.
 
-    Raises UserError for what is neither, or not loopback.
+    Raises UserError for what is neither, not loopback though without TLS, or no TLS directory.
     """
-    if listen == "unix":
-        return ["--unix", str(paths.nbd_socket)], unix_uri(paths.nbd_socket)
-    address, port = _split_address(listen)
-    _require_loopback(listen, address)
-    return ["--ipaddr", address, "--port", str(port)], tcp_uri(address, port)
+    if options.listen == "unix":
+        words, uri = ["--unix", str(paths.nbd_socket)], unix_uri(paths.nbd_socket)
+    else:
+        address, port = _split_address(options.listen)
+        _require_tls(options, options.listen, address)
+        words = ["--ipaddr", address, "--port", str(port)]
+        uri = tcp_uri(_reachable(address), port)
+    return _secured(options, words, uri)
 
 
-def given_sockets(paths: PoolPaths, fds: list[int], listen: str) -> tuple[str, frozenset[str]]:
-    """Return the server's URI on a service manager's sockets, and which run files are theirs.
+def _secured(options: Options, words: list[str], uri: str) -> tuple[list[str], str]:
+    if options.tls is None:
+        return words, uri
+    secured = tls.load(options.tls)
+    return words + secured.options(), secured.uri(uri)
+
+
+def given_sockets(
+    paths: PoolPaths, fds: list[int], options: Options
+) -> tuple[list[str], str, frozenset[str]]:
+    """Return nbdkit's options and the server's URI on a service manager's sockets, and which run
+    files are theirs.
 
     Raises UserError for sockets that will not do, and when `listen` asks for others.
     """
-    if listen != DEFAULT_LISTEN:
+    if options.listen != DEFAULT_LISTEN:
         raise UserError(
-            f"will not listen on {listen}: the service manager has opened sockets already; "
+            f"will not listen on {options.listen}: the service manager has opened sockets already; "
             "leave --listen out, or start without the socket unit"
         )
     addresses = [activation.address_of(fd) for fd in fds]
     for address in addresses:
         if isinstance(address, tuple):
-            _require_loopback(f"{address[0]}:{address[1]}", address[0])
+            _require_tls(options, f"{address[0]}:{address[1]}", address[0])
     named = {os.path.realpath(address) for address in addresses if isinstance(address, Path)}
     own = os.path.realpath(paths.nbd_socket) in named
-    return activation.uri_of(addresses[0]), frozenset([NBD_SOCKET] if own else [])
+    words, uri = _secured(options, [], activation.uri_of(addresses[0]))
+    return words, uri, frozenset([NBD_SOCKET] if own else [])
 
 
-def _require_loopback(listen: str, address: str) -> None:
-    if not _is_loopback(address):
+def _require_tls(options: Options, listen: str, address: str) -> None:
+    if options.tls is None and not options.insecure and not _is_loopback(address):
         raise UserError(
-            f"will not listen on {listen}: without TLS only loopback addresses are safe; "
-            "use 127.0.0.1:PORT, [::1]:PORT or unix"
+            f"will not listen on {listen}: without TLS only loopback addresses are safe; say "
+            "--tls DIR ('thinpool tls init' makes it), or use 127.0.0.1:PORT, [::1]:PORT or unix"
         )
+
+
+def _reachable(address: str) -> str:
+    """Return what clients connect to: for all of this host's addresses, its name."""
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(address).is_unspecified:
+            return socket.gethostname()
+    return address
 
 
 def _split_address(listen: str) -> tuple[str, int]:

@@ -48,7 +48,7 @@ def test_the_variables_are_for_one_process() -> None:
 
 
 def test_the_pools_own_socket_stays_in_place(paths: PoolPaths, unix: socket.socket) -> None:
-    uri, keep = daemon.given_sockets(paths, [unix.fileno()], "unix")
+    _, uri, keep = daemon.given_sockets(paths, [unix.fileno()], daemon.Options())
     assert uri == f"nbd+unix:///?socket={paths.nbd_socket}"
     paths.control_socket.touch()
     assert NBD_SOCKET not in daemon.make_run_dir(paths, keep)
@@ -57,7 +57,7 @@ def test_the_pools_own_socket_stays_in_place(paths: PoolPaths, unix: socket.sock
 
 def test_another_path_is_as_good(paths: PoolPaths, tmp_path: Path) -> None:
     with closing(listener(str(tmp_path / "s"))) as given:
-        uri, keep = daemon.given_sockets(paths, [given.fileno()], "unix")
+        _, uri, keep = daemon.given_sockets(paths, [given.fileno()], daemon.Options())
     assert uri == f"nbd+unix:///?socket={tmp_path / 's'}"
     assert not keep
 
@@ -67,7 +67,7 @@ def test_loopback(paths: PoolPaths, address: str, host: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with closing(socket.create_server((address, 0), family=family)) as given:
         port = given.getsockname()[1]
-        uri, keep = daemon.given_sockets(paths, [given.fileno()], "unix")
+        _, uri, keep = daemon.given_sockets(paths, [given.fileno()], daemon.Options())
     assert uri == f"nbd://{host}:{port}/"
     assert not keep
 
@@ -79,16 +79,18 @@ def test_the_first_socket_is_the_uri_and_all_are_looked_at(
         closing(socket.create_server(("0.0.0.0", 0))) as world,
         pytest.raises(UserError, match="without TLS only loopback"),
     ):
-        daemon.given_sockets(paths, [unix.fileno(), world.fileno()], "unix")
+        daemon.given_sockets(paths, [unix.fileno(), world.fileno()], daemon.Options())
     with closing(socket.create_server(("127.0.0.1", 0))) as loopback:
-        uri, keep = daemon.given_sockets(paths, [loopback.fileno(), unix.fileno()], "unix")
+        _, uri, keep = daemon.given_sockets(
+            paths, [loopback.fileno(), unix.fileno()], daemon.Options()
+        )
     assert uri.startswith("nbd://127.0.0.1:")
     assert keep == {NBD_SOCKET}
 
 
 def test_listen_beside_sockets_is_refused(paths: PoolPaths, unix: socket.socket) -> None:
     with pytest.raises(UserError, match="leave --listen out"):
-        daemon.given_sockets(paths, [unix.fileno()], "127.0.0.1:10809")
+        daemon.given_sockets(paths, [unix.fileno()], daemon.Options("127.0.0.1:10809"))
 
 
 def test_what_is_no_listening_socket_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
     "Pool": {
         "init": Verb("init", "init", "Make a pool."),
         "start": Verb("lifecycle", "start", "Start a pool's daemon and print its NBD URI."),
+        "tls": Verb("tls", "tls", "Make certificates or keys to serve with TLS."),
         "stop": Verb("lifecycle", "stop", "Stop a pool's daemon, everything flushed."),
         "status": Verb("status", "status", "Say how a pool is."),
         "grow": Verb("settings", "grow", "Make the data device larger, online."),

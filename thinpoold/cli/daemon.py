@@ -1,13 +1,14 @@
 """The command line of `thinpoold`, and the options it shares with `thinpool start`."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from thinpoold import __version__, daemon
 from thinpoold.cli import output
-from thinpoold.cli.options import Size, chosen_pool, pool_argument, verb
+from thinpoold.cli.options import Size, Text, chosen_pool, pool_argument, verb
 from thinpoold.errors import InvalidSize
 from thinpoold.progress import Progress
 
@@ -40,16 +41,34 @@ def daemon_options(function: Function) -> Function:
             show_default=True,
             help="Where NBD clients connect. Without TLS, only loopback addresses.",
         ),
+        click.option(
+            "--tls",
+            metavar="DIR",
+            type=Text(),
+            help="Take only clients with TLS that have a key or certificate: 'thinpool tls init'.",
+        ),
+        click.option(
+            "--insecure-no-tls",
+            is_flag=True,
+            help="Listen beyond loopback without TLS: whoever reaches the port owns the data.",
+        ),
     ):
         function = option(function)
     return function
 
 
-def options_of(listen: str, threads: int, cache_size: int | None) -> daemon.Options:
+def options_of(
+    listen: str, tls: str | None, insecure_no_tls: bool, threads: int, cache_size: int | None
+) -> daemon.Options:
     """Return the options as the daemon has them. Raises InvalidSize for a useless cache."""
+    if tls is not None and insecure_no_tls:
+        raise click.UsageError(
+            "--tls or --insecure-no-tls? Say one", click.get_current_context(silent=True)
+        )
     if cache_size is not None and cache_size < MIN_CACHE:
         raise InvalidSize(f"cache size {cache_size} is too small: it must be at least 1M")
-    return daemon.Options(listen, threads, cache_size)
+    directory = Path(tls) if tls is not None else None
+    return daemon.Options(listen, threads, cache_size, directory, insecure_no_tls)
 
 
 @verb("thinpoold")
@@ -61,6 +80,8 @@ def command(
     pool_word: str | None,
     pool: str | None,
     listen: str,
+    tls: str | None,
+    insecure_no_tls: bool,
     threads: int,
     cache_size: int | None,
     foreground: bool,
@@ -79,7 +100,7 @@ def command(
     Exit status: 0 stopped cleanly, or in the background and serving; 1 refused or failed.
     """
     paths = chosen_pool(pool, pool_word)
-    options = options_of(listen, threads, cache_size)
+    options = options_of(listen, tls, insecure_no_tls, threads, cache_size)
     if foreground:
         daemon.foreground(paths, options)
     with Progress(f"starting pool {paths.name}"):

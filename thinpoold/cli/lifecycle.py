@@ -16,6 +16,8 @@ def start(
     pool_word: str | None,
     pool: str | None,
     listen: str,
+    tls: str | None,
+    insecure_no_tls: bool,
     threads: int,
     cache_size: int | None,
     as_json: bool,
@@ -29,12 +31,14 @@ def start(
     Examples:
       thinpool start mypool
       thinpool start ./pool --listen 127.0.0.1:10809
+      thinpool start mypool --listen 0.0.0.0:10809 --tls /etc/thinpoold/tls
 
     Exit status: 0 the pool serves; 1 it cannot, or its daemon runs already.
     """
     paths = chosen_pool(pool, pool_word)
+    options = options_of(listen, tls, insecure_no_tls, threads, cache_size)
     with Progress(f"starting pool {paths.name}"):
-        facts = daemon.background(paths, options_of(listen, threads, cache_size))
+        facts = daemon.background(paths, options)
     if as_json:
         output.emit_json(facts)
     else:

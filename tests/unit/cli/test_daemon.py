@@ -15,7 +15,7 @@ from thinpoold.paths import pool_paths
 
 def test_unix_is_a_socket_in_the_run_directory(tmp_path: Path) -> None:
     paths = pool_paths(tmp_path)
-    words, uri = daemon.listen_options(paths, "unix")
+    words, uri = daemon.listen_options(paths, daemon.Options())
     assert words == ["--unix", str(paths.nbd_socket)]
     assert uri == f"nbd+unix:///?socket={paths.nbd_socket}"
 
@@ -30,7 +30,7 @@ def test_unix_is_a_socket_in_the_run_directory(tmp_path: Path) -> None:
     ],
 )
 def test_loopback(tmp_path: Path, listen: str, words: list[str], uri: str) -> None:
-    found, found_uri = daemon.listen_options(pool_paths(tmp_path), listen)
+    found, found_uri = daemon.listen_options(pool_paths(tmp_path), daemon.Options(listen))
     assert (found[1::2], found_uri) == (words, uri)
 
 
@@ -39,7 +39,7 @@ def test_loopback(tmp_path: Path, listen: str, words: list[str], uri: str) -> No
 )
 def test_others_need_tls(tmp_path: Path, listen: str) -> None:
     with pytest.raises(UserError, match="without TLS only loopback"):
-        daemon.listen_options(pool_paths(tmp_path), listen)
+        daemon.listen_options(pool_paths(tmp_path), daemon.Options(listen))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_others_need_tls(tmp_path: Path, listen: str) -> None:
 )
 def test_no_address(tmp_path: Path, listen: str) -> None:
     with pytest.raises(UserError, match="neither 'unix' nor ADDR:PORT"):
-        daemon.listen_options(pool_paths(tmp_path), listen)
+        daemon.listen_options(pool_paths(tmp_path), daemon.Options(listen))
 
 
 def test_the_interpreter_comes_first_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
