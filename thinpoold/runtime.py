@@ -243,14 +243,18 @@ def _is_socket(fd: int) -> bool:
 
 
 def _local_name(fd: int, *, listening: bool) -> Any:
-    """Return the local address of a socket that listens, or of one that does not; None if not."""
+    """Return the local address of a socket that listens, or of one that does not; None if not.
+
+    Of an internet address the port alone: who listens on all addresses is connected to at one.
+    """
     try:
         with socket.socket(fileno=os.dup(fd)) as copy:
             if copy.type != socket.SOCK_STREAM:
                 return None
             if bool(copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) != listening:
                 return None
-            return copy.getsockname() or None
+            name = copy.getsockname()
+            return (name[1] if isinstance(name, tuple) else name) or None
     except OSError:
         return None
 
