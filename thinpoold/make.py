@@ -19,7 +19,7 @@ from pathlib import Path
 
 from thinmeta.store.lmdb import LmdbStore
 from thinmeta.thin import ThinMetadata
-from thinpoold import identity, lock, pool_record
+from thinpoold import foreign, identity, lock, pool_record
 from thinpoold.device import DataDevice
 from thinpoold.errors import DeviceError, PoolExists, UserError
 from thinpoold.names import check_name
@@ -37,12 +37,13 @@ def create_pool(
     data: Path | None = None,
     block_size: int = 64 << 10,
     settings: Settings | None = None,
+    force: bool = False,
 ) -> None:
     """Make a pool in `directory`.
 
     `size` is the data device's, in bytes; it may be None where `data` names one that is there.
-    Without `data` it is a sparse file in the directory. Raises `UserError`, `DeviceError`, errors
-    of the store.
+    Without `data` it is a sparse file in the directory. `force` takes one that holds somebody
+    else's data. Raises `UserError`, `DeviceError`, errors of the store.
     """
     check_block_size(block_size)
     if size is not None:
@@ -54,7 +55,7 @@ def create_pool(
         fd = lock.acquire(paths, "thinpool init")
         try:
             _refuse_existing(paths)
-            device = _data_device(paths, data, size, block_size, undo)
+            device = _data_device(paths, data, size, block_size, force, undo)
             try:
                 _fill(paths, device, name or paths.name, size, block_size, settings or Settings())
             finally:
@@ -92,7 +93,12 @@ def _refuse_existing(paths: PoolPaths) -> None:
 
 
 def _data_device(
-    paths: PoolPaths, data: Path | None, size: int | None, block_size: int, undo: ExitStack
+    paths: PoolPaths,
+    data: Path | None,
+    size: int | None,
+    block_size: int,
+    force: bool,
+    undo: ExitStack,
 ) -> DataDevice:
     """Open the data device, made if need be, at least `size` large."""
     path = Path(os.path.abspath(data)) if data is not None else paths.data
@@ -112,6 +118,9 @@ def _data_device(
             raise UserError(
                 f"data device {path} has {exact_size(device.size)}, less than {exact_size(size)}"
             )
+        # Last, for it may have to read a large file.
+        if not force:
+            foreign.check_empty(device)
     except BaseException:
         device.close()
         raise

@@ -22,6 +22,7 @@ from thinpoold.sizes import MIN_BLOCK_SIZE, check_block_size, check_pool_size
     type=Text(),
     help="The data device: a file or a block device. Without it, a sparse file in the pool.",
 )
+@click.option("--force", is_flag=True, help="Take PATH even if it holds data, which is lost.")
 @click.option(
     "--block-size",
     metavar="SIZE",
@@ -52,6 +53,7 @@ def init(
     pool: str | None,
     size: int | None,
     data: str | None,
+    force: bool,
     block_size: int,
     on_full: str,
     full_timeout: str,
@@ -63,7 +65,8 @@ def init(
     """Make the pool POOL, whose data device has SIZE.
 
     The data device is a sparse file in the pool's directory or, with --data, a file or block device
-    elsewhere; one that is there already need not be given a SIZE, and what it holds is lost.
+    elsewhere; one that is there already need not be given a SIZE. If it holds data, or a block
+    device the signature of a file system, it is refused unless --force.
 
     \b
     Examples:
@@ -71,8 +74,8 @@ def init(
       thinpool init /srv/pool --data /dev/sdb
       thinpool init ./pool --size 1T --block-size 256K --on-full error
 
-    Exit status: 0 made; 1 refused (a pool is there, a bad size or setting) or failed. Then nothing
-    is left behind.
+    Exit status: 0 made; 1 refused (a pool is there, a bad size or setting, PATH holds data) or
+    failed. Then nothing is left behind, and PATH is as it was.
     """
     paths = chosen_pool(pool, pool_word)
     _check_device(size, data, block_size)
@@ -89,6 +92,7 @@ def init(
         data=Path(data) if data is not None else None,
         block_size=block_size,
         settings=settings,
+        force=force,
     )
     status = Backend(paths).call("status")
     if as_json:

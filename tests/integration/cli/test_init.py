@@ -108,6 +108,46 @@ def test_the_data_of_another_pool_is_refused(fresh: PoolRig, tmp_path: Path) -> 
     assert not other.directory.exists()
 
 
+def test_a_file_with_data_is_refused_and_stays_as_it_is(fresh: PoolRig, tmp_path: Path) -> None:
+    data = tmp_path / "elsewhere"
+    data.write_bytes(b"precious" * 100_000)
+    before = data.read_bytes(), data.stat().st_mtime_ns
+    for words in ((), ("--size", "1G")):
+        refused(
+            fresh,
+            *("init", str(fresh.directory), "--data", str(data), *words),
+            says="is not ours: it holds data, which would be lost",
+        )
+    assert (data.read_bytes(), data.stat().st_mtime_ns) == before
+    assert not fresh.directory.exists()
+
+
+def test_a_file_with_data_is_taken_with_force_and_shows_none_of_it(
+    fresh: PoolRig, tmp_path: Path
+) -> None:
+    data = tmp_path / "elsewhere"
+    data.write_bytes(b"precious" * (MIB // 8))
+    fresh.init("1G", data=str(data), force=True)
+    fresh.start()
+    fresh.create("disk", "1M")
+    with fresh.connect("disk") as client:
+        client.write(4096, b"mine")
+        assert client.read(0, MIB) == bytes(4096) + b"mine" + bytes(MIB - 4100)
+    assert fresh.dispose() == []
+
+
+def test_the_data_of_another_pool_is_refused_even_with_force(
+    fresh: PoolRig, tmp_path: Path
+) -> None:
+    fresh.init("64M")
+    other = PoolRig(tmp_path / "other")
+    refused(
+        other,
+        *("init", str(other.directory), "--force", "--data", str(fresh.directory / "data")),
+        says="belongs to the pool",
+    )
+
+
 def test_an_empty_directory_may_be_there(fresh: PoolRig) -> None:
     fresh.directory.mkdir()
     fresh.init("1G")
