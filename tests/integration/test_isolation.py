@@ -67,13 +67,13 @@ def test_every_other_way_a_block_comes_in(soiled: PoolRig) -> None:
         write(5 * BLOCK + 100, 3 * BLOCK)  # Head, whole blocks, tail.
         client.zero(20 * BLOCK + 512, 3 * BLOCK, NO_HOLE)
         client.zero(30 * BLOCK + 512, 1024, NO_HOLE)
-        client.trim(40 * BLOCK + 512, 1024)
+        client.zero(40 * BLOCK + 512, 1024)
         write(40 * BLOCK + 4096, 512)
         assert client.read_all() == expected
         # Mapped, trimmed, mapped again.
         for _ in range(3):
             write(50 * BLOCK, 5 * BLOCK)
-            client.trim(50 * BLOCK, 5 * BLOCK, FUA)
+            client.zero(50 * BLOCK, 5 * BLOCK, FUA)
             expected[50 * BLOCK : 55 * BLOCK] = bytes(5 * BLOCK)
             write(52 * BLOCK + 1000, 24)
             assert client.read(50 * BLOCK, 5 * BLOCK) == expected[50 * BLOCK : 55 * BLOCK]

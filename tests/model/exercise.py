@@ -90,6 +90,8 @@ class Exercise:
         return True
 
     def trim(self, name: str, offset: int, count: int, *, fua: bool = False) -> None:
+        if not self.client(name).raw.can_trim():
+            return
         offset, count = self.fit(name, offset, count)
         self.client(name).trim(offset, count, FUA if fua else 0)
         self.model.volumes[name].settle(offset, self.client(name).read(offset, count))
