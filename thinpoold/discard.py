@@ -52,12 +52,11 @@ def zero(volume: Volume, offset: int, count: int, *, may_trim: bool, fast: bool)
     unmap(volume, parts.begin, parts.end)
 
 
-def cut(volume: Volume, size: int) -> None:
-    """Zero and unmap all from byte `size` to the volume's end, which is to become its end."""
-    parts = split(size, volume.size - size, volume.core.block_size, volume.size)
-    for edge in parts.edges:
-        _write_zeroes(volume, edge, keep_holes=True)
-    unmap(volume, parts.begin, parts.end)
+def zero_beyond_end(volume: Volume) -> None:
+    """Zero what the volume's last block holds beyond the volume's end, which nobody sees yet."""
+    beyond = -volume.size % volume.core.block_size
+    if beyond:
+        _write_zeroes(volume, Span(volume.size, beyond), keep_holes=True)
 
 
 def unmap(volume: Volume, begin: int, end: int) -> None:

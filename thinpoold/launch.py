@@ -92,7 +92,8 @@ def _open_log(paths: PoolPaths) -> int:
 
 
 def _spawn(paths: PoolPaths, options: Sequence[str], log_fd: int, ready: int) -> int:
-    argv = [sys.executable, "-m", "thinpoold.daemon", "--foreground", *options]
+    # -P: not what lies in the directory that the caller stands in.
+    argv = [sys.executable, "-P", "-m", "thinpoold.daemon", "--foreground", *options]
     argv += ["--", str(paths.directory)]
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -62,6 +62,7 @@ class Modes:
         # A pool that was opened to be read has lost nothing: its flushes succeed.
         self.lost_data = False
         self._freed = 0
+        self._ending = False
 
     @property
     def takes_writes(self) -> bool:
@@ -111,6 +112,12 @@ class Modes:
                 self._enter(Mode.WRITE, "there is room again")
             self._changed.notify_all()
 
+    def end(self) -> None:
+        """The daemon ends: nobody waits for space any more."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+
     def settings_changed(self) -> None:
         """Waiting writers look again how long to wait."""
         with self._changed:
@@ -132,6 +139,8 @@ class Modes:
             give_up = monotonic() + RETRY_SECONDS if retry else None
             while self._freed == seen:
                 self.check_writable()
+                if self._ending:
+                    raise Stopped("the pool is full, and the daemon ends", errno.ESHUTDOWN)
                 now, end = monotonic(), deadline()
                 if end is not None and now >= end:
                     raise NoSpace(f"no room for a new block: {self.reason or 'the pool is full'}")

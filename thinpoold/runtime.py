@@ -208,6 +208,8 @@ def _outlive_parent() -> None:
 def _wait_for_end(runtime: Runtime) -> None:
     number = signal.sigwait(_END_SIGNALS)
     runtime.notifier.stopping()
+    if runtime.pool is not None:
+        runtime.pool.core.modes.end()
     sockets = _sockets()
     listening = {name for fd in sockets if (name := _local_name(fd, listening=True))}
     listening = {name for name in listening if not str(name).endswith(CONTROL_SOCKET)}

@@ -46,26 +46,26 @@ def create(pool: Pool, name: str, size: int, read_only: bool = False, reserve: i
 def resize(pool: Pool, name: str, size: int, shrink: bool = False) -> Fact:
     """Change a volume's size. Making it smaller discards what is cut, and needs `shrink`.
 
+    What a smaller volume leaves of its last block stays there, out of sight, and is zeroed when the
+    volume grows over it: so until its commit neither way changes what a crash would bring back.
+
     Raises `NoSuchVolume`, `InvalidSize`, `VolumeInUse` when an open volume would shrink.
     """
     check_volume_size(size, pool.core.block_size)
     volume = pool.open_volume(name)
     try:
-        if size < volume.size:
-            if not shrink:
-                raise InvalidSize(
-                    f"volume {name!r} has {exact_size(volume.size)}: to make it smaller, and lose "
-                    "what is cut off, say --shrink"
-                )
-            with pool.core.lock:
-                _check_closed(pool, volume.uuid, name, but_for=1)
-            # What is cut goes before the size does: a crash in between leaves a volume that has
-            # lost part of what it was to lose, and not one that shows it when it grows again.
-            discard.cut(volume, size)
+        if size < volume.size and not shrink:
+            raise InvalidSize(
+                f"volume {name!r} has {exact_size(volume.size)}: to make it smaller, and lose "
+                "what is cut off, say --shrink"
+            )
+        if size > volume.size:
+            discard.zero_beyond_end(volume)
         with pool.changing(quiet=[name]):
             record = pool.registry.get(name)
             if size < record.size:
                 _check_closed(pool, record.uuid, name, but_for=1)
+                discard.remove(volume, -(-size // pool.core.block_size), volume.blocks)
             changed = dataclasses.replace(record, size=size)
             pool.put_volume(changed)
     finally:
