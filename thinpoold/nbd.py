@@ -11,6 +11,7 @@ Thread-safety: nbdkit calls any of the connections' functions from several threa
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -201,6 +202,8 @@ def default_export(readonly: int, is_tls: int) -> str:
 
 @reported
 def open(readonly: int) -> Connection:
+    if _runtime.stopping:
+        raise OSError(errno.ESHUTDOWN, "the daemon ends")
     volume = _pool.open_volume(nbdkit.export_name())
     return Connection(volume, bool(readonly) or volume.read_only)
 

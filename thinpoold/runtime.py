@@ -12,8 +12,8 @@ Invariants
 1. Readiness is reported once, when control socket and pool both answer, or with the reason why not.
 2. The end has one way in: SIGTERM or SIGINT, which `thinpoold` blocked before it became nbdkit, and
    which one thread waits for. nbdkit alone would wait for idle clients to speak before it ends; so
-   the thread first lets nbdkit stop accepting, then shuts the receiving side of its clients'
-   connections: requests under way are answered, and then nbdkit sees them end.
+   the thread hangs up on the clients first. Their requests under way are carried out, but not
+   answered: a client that connects again repeats them, and none is told that it failed.
 
 Thread-safety: the four calls come from nbdkit's main thread. `run_facts` and `stop` may come from
 any.
@@ -24,15 +24,13 @@ import json
 import logging
 import os
 import signal
-import socket
-import stat
 import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from thinpoold import notify
+from thinpoold import clients, notify
 from thinpoold.control.codes import one_line
 from thinpoold.control.dispatch import Dispatcher
 from thinpoold.control.server import ControlServer
@@ -62,6 +60,8 @@ class Runtime:
     run_files: list[str] = field(default_factory=list)
     notifier: notify.Notifier = field(default_factory=notify.Notifier)
     pool: Any = None
+    # No volume is opened any more: its client would have to be hung up on.
+    stopping: bool = False
     _server: ControlServer | None = field(default=None, repr=False)
     _heart: notify.Heart | None = field(default=None, repr=False)
 
@@ -208,62 +208,16 @@ def _outlive_parent() -> None:
 def _wait_for_end(runtime: Runtime) -> None:
     number = signal.sigwait(_END_SIGNALS)
     runtime.notifier.stopping()
+    # Once it knows that it ends, nbdkit answers requests with an error, and a kernel that has the
+    # volume mounted takes that for a bad disk. Hung up on before, it repeats them when we are back.
+    runtime.stopping = True
+    addresses = clients.listening()
+    clients.hang_up(addresses)
     if runtime.pool is not None:
         runtime.pool.core.modes.end()
-    sockets = _sockets()
-    listening = {name for fd in sockets if (name := _local_name(fd, listening=True))}
-    listening = {name for name in listening if not str(name).endswith(CONTROL_SOCKET)}
     # Now to nbdkit's own handler, on this thread.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _END_SIGNALS)
     signal.raise_signal(number)
     # nbdkit may be about to accept one more, so look again until there is none.
-    while _hang_up(listening):
+    while clients.hang_up(addresses):
         threading.Event().wait(_LOOK_AGAIN)
-
-
-def _hang_up(listening: set[Any]) -> bool:
-    """Shut the receiving side of NBD clients' connections; return whether there were any.
-
-    They are nbdkit's, and it tells nobody, but they share their local address with its listening
-    socket, whose addresses are in `listening`.
-    """
-    clients = [fd for fd in _sockets() if _local_name(fd, listening=False) in listening]
-    for fd in clients:
-        _shut_receiving(fd)
-    return bool(clients)
-
-
-def _sockets() -> list[int]:
-    return [fd for fd in map(int, os.listdir("/proc/self/fd")) if _is_socket(fd)]
-
-
-def _is_socket(fd: int) -> bool:
-    try:
-        return stat.S_ISSOCK(os.fstat(fd).st_mode)
-    except OSError:
-        return False
-
-
-def _local_name(fd: int, *, listening: bool) -> Any:
-    """Return the local address of a socket that listens, or of one that does not; None if not.
-
-    Of an internet address the port alone: who listens on all addresses is connected to at one.
-    """
-    try:
-        with socket.socket(fileno=os.dup(fd)) as copy:
-            if copy.type != socket.SOCK_STREAM:
-                return None
-            if bool(copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) != listening:
-                return None
-            name = copy.getsockname()
-            return (name[1] if isinstance(name, tuple) else name) or None
-    except OSError:
-        return None
-
-
-def _shut_receiving(fd: int) -> None:
-    try:
-        with socket.socket(fileno=os.dup(fd)) as copy:
-            copy.shutdown(socket.SHUT_RD)
-    except OSError:
-        pass

@@ -1,0 +1,93 @@
+"""The connections of a server in this very process: who ended, who is hung up on."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from thinpoold import clients
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "nbd.sock"))
+        listener.listen()
+        yield listener
+
+
+def connect(server: socket.socket) -> tuple[socket.socket, socket.socket]:
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client.connect(server.getsockname())
+    peer, _ = server.accept()
+    return client, peer
+
+
+def test_the_control_socket_is_not_for_nbd(server: socket.socket, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+        control.bind(str(tmp_path / "control.sock"))
+        control.listen()
+        assert str(tmp_path / "nbd.sock") in clients.listening()
+        assert str(tmp_path / "control.sock") not in clients.listening()
+
+
+def test_hanging_up_shuts_both_ways_and_closes_nothing(server: socket.socket) -> None:
+    addresses = frozenset([server.getsockname()])
+    assert not clients.hang_up(addresses)
+    client, peer = connect(server)
+    with closing(client), closing(peer):
+        assert clients.hang_up(addresses)
+        assert client.recv(1) == b""
+        assert peer.recv(1) == b""
+        with pytest.raises(BrokenPipeError):
+            peer.send(b"x")
+        os.fstat(peer.fileno())
+
+
+def test_a_client_of_any_address_is_found_by_the_port() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as wildcard,
+        socket.create_connection(wildcard.getsockname()[:2]) as client,
+    ):
+        peer, _ = wildcard.accept()
+        with peer:
+            assert clients.hang_up(frozenset([wildcard.getsockname()[1]]))
+            assert client.recv(1) == b""
+
+
+def test_connections_of_a_process_are_waited_for_once_they_have_ended(
+    server: socket.socket,
+) -> None:
+    me = os.getpid()
+    client, peer = connect(server)
+    # It lives: nothing to wait for.
+    assert clients.finish([me], shut=False, seconds=0) == 0
+    client.close()
+    assert clients.finish([me], shut=False, seconds=0) == 1
+    assert clients.finish([me + 1], shut=False, seconds=0) == 0
+    peer.close()
+    assert clients.finish([me], shut=False, seconds=0) == 0
+
+
+def test_connections_of_one_process_alone_are_hung_up_on(server: socket.socket) -> None:
+    mine, my_peer = connect(server)
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1)"
+    )
+    with (
+        closing(mine),
+        closing(my_peer),
+        subprocess.Popen([sys.executable, "-c", script, server.getsockname()]) as other,
+    ):
+        peer, _ = server.accept()
+        with peer:
+            assert clients.finish([other.pid], shut=True, seconds=0) == 1
+            # It got its end of file.
+            assert other.wait() == 0
+        mine.send(b"x")
+        assert my_peer.recv(1) == b"x"

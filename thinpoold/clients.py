@@ -1,0 +1,140 @@
+"""The connections of this process's NBD clients.
+
+They are nbdkit's, and it tells nobody, but they are sockets of this process, and they share their
+local address with the one that nbdkit listens on.
+
+Invariants
+
+1. A connection is only ever shut, never closed: its descriptor stays nbdkit's.
+2. What is looked at is what is shut: a duplicate is made first, so that a number that nbdkit closes
+   and opens anew meanwhile is never taken for what it was.
+
+Thread-safety: any thread.
+"""
+
+import os
+import select
+import socket
+import stat
+import struct
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from thinpoold.paths import CONTROL_SOCKET
+
+Addresses: TypeAlias = frozenset[Any]
+
+_LOOK_AGAIN = 0.01
+
+
+def listening() -> Addresses:
+    """The addresses at which this process waits for NBD clients."""
+    with _sockets() as sockets:
+        found = {_address(one) for one in sockets if _listens(one)}
+    return frozenset(name for name in found if not str(name).endswith(CONTROL_SOCKET))
+
+
+def hang_up(addresses: Addresses) -> bool:
+    """Shut the connections of all clients of these addresses; return whether there were any.
+
+    Both ways: requests under way are carried out, and their answers go nowhere.
+    """
+    with _clients(addresses) as clients:
+        for client in clients:
+            _shut(client)
+        return bool(clients)
+
+
+def finish(pids: Collection[int], *, shut: bool, seconds: float) -> int:
+    """Wait until this process is through with connections of these processes that have ended.
+
+    They have ended when their client hung up; with `shut`, all of them are hung up on first.
+    Returns how many are left after so many seconds: requests of theirs are still under way.
+    """
+    addresses = listening()
+    deadline = time.monotonic() + seconds
+    while True:
+        with _clients(addresses) as clients:
+            theirs = [one for one in clients if _process(one) in pids]
+            if shut:
+                for one in theirs:
+                    _shut(one)
+                shut = False
+            left = sum(map(_ended, theirs))
+        if not left or time.monotonic() >= deadline:
+            return left
+        time.sleep(_LOOK_AGAIN)
+
+
+@contextmanager
+def _clients(addresses: Addresses) -> Iterator[list[socket.socket]]:
+    with _sockets() as sockets:
+        yield [one for one in sockets if not _listens(one) and _address(one) in addresses]
+
+
+@contextmanager
+def _sockets() -> Iterator[list[socket.socket]]:
+    """Duplicates of all stream sockets of this process."""
+    copies = []
+    try:
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            copy = _copy(fd)
+            if copy is not None:
+                copies.append(copy)
+        yield copies
+    finally:
+        for copy in copies:
+            copy.close()
+
+
+def _copy(fd: int) -> socket.socket | None:
+    try:
+        own = os.dup(fd)
+    except OSError:
+        return None
+    try:
+        if stat.S_ISSOCK(os.fstat(own).st_mode):
+            copy = socket.socket(fileno=own)
+            if copy.type == socket.SOCK_STREAM and copy.getsockname():
+                return copy
+            own = copy.detach()
+    except OSError:
+        pass
+    os.close(own)
+    return None
+
+
+def _listens(one: socket.socket) -> bool:
+    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _address(one: socket.socket) -> Any:
+    """Its local address. Of an internet address the port alone: who listens on all addresses is
+    connected to at one."""
+    name = one.getsockname()
+    return name[1] if isinstance(name, tuple) else name
+
+
+def _process(one: socket.socket) -> int:
+    """Who connected, 0 when that is not known."""
+    if one.family != socket.AF_UNIX:
+        return 0
+    size = struct.calcsize("3i")
+    pid, _, _ = struct.unpack("3i", one.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return int(pid)
+
+
+def _ended(one: socket.socket) -> bool:
+    """Whether the other side, or this one, has hung up."""
+    poll = select.poll()
+    poll.register(one, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def _shut(one: socket.socket) -> None:
+    try:
+        one.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
