@@ -7,7 +7,7 @@ and sizes are checked here, whoever calls.
 Thread-safety: any thread; callers run those that change the pool one at a time.
 """
 
-from thinpoold.admin.facts import info, list_volumes, status, tree
+from thinpoold.admin.facts import find, info, list_volumes, status, tree
 from thinpoold.admin.settings import get_settings, grow, set_settings
 from thinpoold.admin.snapshots import rollback, snapshot
 from thinpoold.admin.volumes import create, delete, rename, resize
@@ -15,6 +15,7 @@ from thinpoold.admin.volumes import create, delete, rename, resize
 __all__ = [
     "create",
     "delete",
+    "find",
     "get_settings",
     "grow",
     "info",

@@ -15,6 +15,7 @@ from typing import Any
 from thinmeta.errors import NotFound
 from thinmeta.format.block import BLOCK_SIZE
 from thinmeta.thin import ThinMetadata
+from thinpoold.errors import NoSuchVolume
 from thinpoold.pool import Pool
 from thinpoold.volumes import VolumeRecord
 
@@ -100,6 +101,24 @@ def info(pool: Pool, name: str) -> Fact:
         "snapshots": snapshots,
         "labels": record.labels,
         "created_in_transaction": details.transaction_id,
+    }
+
+
+def find(pool: Pool, uuid: str) -> Fact:
+    """Say how a volume is called now, and how large it is. Raises `NoSuchVolume`."""
+    try:
+        key = uuids.UUID(uuid).bytes
+    except ValueError:
+        raise NoSuchVolume(f"{uuid[:40]!r} is no uuid of a volume") from None
+    with pool.core.lock:
+        record = pool.registry.by_uuid(key)
+    if record is None:
+        raise NoSuchVolume(f"the volume with uuid {uuid} is gone")
+    return {
+        "name": record.name,
+        "uuid": uuid,
+        "size": record.size,
+        "read_only": record.read_only,
     }
 
 

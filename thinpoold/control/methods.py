@@ -13,8 +13,20 @@ from typing import Any, Protocol, TypeAlias
 
 from thinpoold.control.codes import one_line
 from thinpoold.control.jsonrpc import Json
-from thinpoold.control.params import BYTES, FLAG, PAIRS, SETTINGS, TEXT, TEXTS, Param
+from thinpoold.control.params import (
+    BYTES,
+    FLAG,
+    PAIRS,
+    PROCESSES,
+    SETTINGS,
+    TEXT,
+    TEXTS,
+    Param,
+)
 from thinpoold.uri import volume_uri
+
+# How long `reconnect` waits before it says that something is left.
+_FINISH_SECONDS = 10.0
 
 Params: TypeAlias = dict[str, Json]
 Result: TypeAlias = dict[str, Json]
@@ -73,6 +85,14 @@ def _uri(host: Host, params: Params) -> Result:
     name = params["name"]
     admin.info(host.pool, name=name)
     return {"uri": volume_uri(host.server_uri, name)}
+
+
+def _reconnect(host: Host, params: Params) -> Result:
+    from thinpoold import admin, clients
+
+    fact = admin.find(host.pool, uuid=params["uuid"])
+    left = clients.finish(params["pids"], shut=params["hang_up"], seconds=_FINISH_SECONDS)
+    return {**fact, "uri": volume_uri(host.server_uri, str(fact["name"])), "left": left}
 
 
 def _admin(function: str) -> Callable[[Host, Params], Result]:
@@ -157,6 +177,20 @@ METHODS: dict[str, Method] = {
             "`uri`",
             _uri,
             (_NAME,),
+        ),
+        Method(
+            "reconnect",
+            "Say where a volume is now, to a client that connects again.\n\n"
+            "It waits, for some seconds, until all requests of connections that have ended are "
+            "done: what the client repeats then cannot be overtaken by what it sent before.",
+            "`name`, `uuid`, `uri`, `size`, `read_only`, `left` (how many connections still have "
+            "requests under way; ask again until there is none)",
+            _reconnect,
+            (
+                Param("uuid", TEXT, "the volume"),
+                Param("pids", PROCESSES, "the processes that had connected, on UNIX sockets"),
+                Param("hang_up", FLAG, "end all connections of theirs, not only wait", False),
+            ),
         ),
         Method(
             "create",

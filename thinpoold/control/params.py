@@ -38,6 +38,10 @@ def _is_texts(value: Json) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_text, value))
 
 
+def _is_processes(value: Json) -> bool:
+    return isinstance(value, list) and all(_is_bytes(item) and item > 0 for item in value)
+
+
 def _is_pairs(value: Json) -> bool:
     return (
         isinstance(value, list)
@@ -58,6 +62,7 @@ TEXT = Kind("a string", _is_text)
 BYTES = Kind("an integer, bytes", _is_bytes)
 FLAG = Kind("true or false", _is_flag)
 TEXTS = Kind("an array of one or more strings", _is_texts)
+PROCESSES = Kind("an array of process ids", _is_processes)
 PAIRS = Kind("an array of one or more arrays of two strings", _is_pairs)
 SETTINGS = Kind("an object of one or more settings (strings, integers, booleans)", _is_settings)
 
