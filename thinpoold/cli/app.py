@@ -45,6 +45,8 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
         "delete": Verb("volumes", "delete", "Delete volumes."),
         "rollback": Verb("volumes", "rollback", "Bring a volume back to a snapshot."),
         "uri": Verb("show", "uri", "Print a volume's NBD URI."),
+        "attach": Verb("attach", "attach", "Make a volume a block device."),
+        "detach": Verb("attach", "detach", "Take the block device away."),
     },
     "Metadata": {
         "check": Verb("metadata", "check", "Check all metadata."),
