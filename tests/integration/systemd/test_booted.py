@@ -5,6 +5,7 @@ are the real ones. The pools lie on a disk with a file system, as /var/lib/thinp
 """
 
 import json
+import os
 import re
 import shutil
 from itertools import pairwise
@@ -109,6 +110,19 @@ def make_files(files: Path) -> None:
         (wanted / name).symlink_to(f"/etc/systemd/system/{template}")
 
 
+def take_back(pool: Path, image: Path) -> None:
+    """Puts a pool's directory in place again as it is on the disk."""
+    data = pool / "data"
+    marks = {name: os.getxattr(data, name) for name in os.listxattr(data)}
+    shutil.rmtree(pool)
+    run("debugfs", "-R", f"rdump /{pool.name} {pool.parent}", str(image))
+    # debugfs writes files without their attributes.
+    for name, value in marks.items():
+        os.setxattr(data, name, value)
+    # From before it was a service; it belongs to the user thinpoold now, as all of it.
+    shutil.rmtree(pool / "run", ignore_errors=True)
+
+
 def in_order(console: str, events: tuple[str, ...]) -> None:
     found = [console.find(f"{event}.") for event in events]
     assert -1 not in found, dict(zip(events, found, strict=True))
@@ -142,12 +156,8 @@ def test_boot_use_and_shutdown(new_pool: PoolMaker, tmp_path: Path) -> None:
     assert report["failed"] == []
 
     # What is on the disk now: the pools are whole, and the file was written to the volume.
-    shutil.rmtree(disk)
-    disk.mkdir()
     for pool in ("pool", "spare"):
-        run("debugfs", "-R", f"rdump /{pool} {disk}", str(image))
-        # From before it was a service; it belongs to the user thinpoold now, as all of it.
-        shutil.rmtree(disk / pool / "run", ignore_errors=True)
+        take_back(disk / pool, image)
     rig.start()
     content = tmp_path / "after.img"
     run("nbdcopy", rig.uri("srv"), str(content))
