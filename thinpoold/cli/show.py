@@ -4,9 +4,11 @@ from typing import Any
 
 import click
 
+from thinpoold.attach.records import attachments
 from thinpoold.cli import output
 from thinpoold.cli.backend import Backend
 from thinpoold.cli.options import Name, chosen_pool, json_option, verb
+from thinpoold.paths import PoolPaths
 
 
 @verb("list")
@@ -15,7 +17,7 @@ def list_(pool: str | None, as_json: bool) -> None:
     """List the volumes of a pool.
 
     MAPPED is what a volume has written or shares, EXCLUSIVE what only it uses and deleting it
-    would free.
+    would free. ATTACHED says which device of this machine it is, and where that is mounted.
 
     \b
     Examples:
@@ -24,12 +26,22 @@ def list_(pool: str | None, as_json: bool) -> None:
 
     Exit status: 0 listed; 1 failed.
     """
-    answer = Backend(chosen_pool(pool)).call("list")
+    paths = chosen_pool(pool)
+    answer = Backend(paths).call("list")
+    _add_attached(paths, answer["volumes"])
     if as_json:
         output.emit_json(answer)
         return
-    header = ("NAME", "SIZE", "MAPPED", "EXCLUSIVE", "ACCESS", "ORIGIN", "CREATED", "OPEN BY")
+    header: tuple[str, ...] = (
+        "NAME", "SIZE", "MAPPED", "EXCLUSIVE", "ACCESS", "ORIGIN", "CREATED", "OPEN BY"
+    )  # fmt: skip
     rows = [_row(volume) for volume in answer["volumes"]]
+    if any(volume["attached"] for volume in answer["volumes"]):
+        header = (*header, "ATTACHED")
+        rows = [
+            (*row, _attached(volume["attached"]))
+            for row, volume in zip(rows, answer["volumes"], strict=True)
+        ]
     output.emit(output.table(header, rows, right=(1, 2, 3), cut=(0, 5)))
 
 
@@ -66,7 +78,9 @@ def info(volume: str, pool: str | None, as_json: bool) -> None:
 
     Exit status: 0 told; 1 no such volume, or failed.
     """
-    answer = Backend(chosen_pool(pool)).call("info", name=volume)
+    paths = chosen_pool(pool)
+    answer = Backend(paths).call("info", name=volume)
+    _add_attached(paths, [answer])
     if as_json:
         output.emit_json(answer)
     else:
@@ -108,6 +122,17 @@ def _row(volume: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _add_attached(paths: PoolPaths, volumes: list[dict[str, Any]]) -> None:
+    """Add to each volume what this machine has attached of it."""
+    there = attachments(paths.directory)
+    for volume in volumes:
+        volume["attached"] = [one.fact() for one in there if one.uuid == volume["uuid"]]
+
+
+def _attached(facts: list[dict[str, Any]]) -> str:
+    return ", ".join(" on ".join((fact["device"], *fact["mounts"])) for fact in facts) or "-"
+
+
 def _open_by(clients: int) -> str:
     return output.plural(clients, "client") if clients else "-"
 
@@ -141,6 +166,8 @@ def _value(key: str, value: Any) -> str:
         return f"{output.size(value)} ({value} bytes)" if value else "0"
     if key == "created":
         return output.moment(value)
+    if key == "attached":
+        return _attached(value)
     if isinstance(value, dict):
         return ", ".join(f"{name}={item}" for name, item in value.items())
     if isinstance(value, list):
