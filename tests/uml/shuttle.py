@@ -6,7 +6,7 @@ Invariants, each a failed test when broken:
    blocks, and counts as many data blocks in use as the other did.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tests.support.thin import thin_check
@@ -20,6 +20,7 @@ from thinmeta.export import export_metadata
 from thinmeta.store.flat import FlatStore
 from thinmeta.store.lmdb import LmdbStore
 from thinmeta.store.protocol import BlockStore
+from thinmeta.thin import ThinMetadata
 
 NEW_METADATA_SIZE = 16 << 20
 
@@ -44,13 +45,15 @@ class Shuttle:
         store = self._new_store()
         self._hand_over(OurPool.create(self.geometry, store, self.data_image), store)
 
-    def start_there(self) -> None:
+    def start_there(self, metadata_size: int = NEW_METADATA_SIZE) -> None:
         """The pool will be made by the kernel, which takes a zeroed device for a new pool."""
         with self.metadata_image.open("wb") as image:
-            image.truncate(NEW_METADATA_SIZE)
+            image.truncate(metadata_size)
 
-    def our_turn(self, steps: Iterable[Step]) -> None:
-        """thinmeta takes the pool over, does the steps, and hands it over."""
+    def our_turn(
+        self, steps: Iterable[Step], also: Callable[[ThinMetadata], object] = lambda _: None
+    ) -> None:
+        """thinmeta takes the pool over, does the steps, then what is `also` wanted; hands over."""
         store = self._new_store()
         flat.load(self.metadata_image, store)
         judge(store)
@@ -60,12 +63,15 @@ class Shuttle:
         insist_same("thinmeta, before", self.model.expected(), pool.see())
         pool.do(self._apply(steps))
         insist_same("thinmeta, after", self.model.expected(), pool.see())
+        also(pool.metadata)
         self._hand_over(pool, store)
 
-    def kernel_turn(self, steps: Iterable[Step]) -> Replayed:
-        """The kernel takes the pool over, does the steps, and hands it over."""
+    def kernel_turn(self, steps: Iterable[Step], messages: Sequence[str] = ()) -> Replayed:
+        """The kernel takes the pool over, does the steps, heeds the messages, and hands it over."""
         before = self.model.expected()
-        done = self.machine.call(replay, self.geometry, sorted(before), self._apply(steps))
+        done = self.machine.call(
+            replay, self.geometry, sorted(before), self._apply(steps), messages
+        )
         insist_same("the kernel, before", before, done.before)
         insist_same("the kernel, after", self.model.expected(), done.after)
         first, last = done.status_before, done.status_after

@@ -1,9 +1,10 @@
 """Jobs on a pool of the kernel's: see what it holds, change it, see again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.uml.inside import blockdev
-from tests.uml.inside.dm_thin import DmThin, PoolStatus, dm_thin
+from tests.uml.inside.dm_thin import DmThin, PoolStatus, dm_thin, thin_path
 from tests.uml.steps import (
     Create,
     Delete,
@@ -28,11 +29,17 @@ class Replayed:
     status_after: PoolStatus
 
 
-def replay(geometry: Geometry, devices: list[int], steps: list[Step]) -> Replayed:
-    """Activates `devices` and reads them whole; does `steps`; reads again what is there then."""
-    # Where only a part of a block is looked at, the rest may be anything.
-    features = ("skip_block_zeroing",) if geometry.used_bytes else ()
-    with dm_thin(geometry.block_sectors, *features) as pool:
+def replay(
+    geometry: Geometry,
+    devices: list[int],
+    steps: list[Step],
+    messages: Sequence[str] = (),
+) -> Replayed:
+    """Activates `devices` and reads them whole; does `steps`; reads again what is there then.
+
+    Last of all it sends `messages` to the pool.
+    """
+    with dm_thin(geometry.block_sectors, *_features(geometry)) as pool:
         status_before = pool.status()
         before = _see(pool, geometry, devices)
         present = set(devices)
@@ -45,16 +52,38 @@ def replay(geometry: Geometry, devices: list[int], steps: list[Step]) -> Replaye
         # Inactive devices have nothing cached, and a pool without them has committed.
         pool.deactivate_all()
         after = _see(pool, geometry, sorted(present))
+        for message in messages:
+            pool.message(*message.split())
         return Replayed(status_before, before, after, pool.status())
 
 
+def fill_up(geometry: Geometry, step: Fill) -> tuple[PoolStatus, Seen]:
+    """Does the step as far as the pool lets it; returns how pool and device look then."""
+    with dm_thin(geometry.block_sectors, *_features(geometry)) as pool:
+        try:
+            _do(pool, geometry, step)
+        except OSError:
+            pass
+        pool.deactivate_all()
+        seen = _see(pool, geometry, [step.dev_id])
+        return pool.status(), seen[step.dev_id]
+
+
+def _features(geometry: Geometry) -> list[str]:
+    # A pool that is full fails the step, rather than wait for somebody to make room.
+    features = ["error_if_no_space"]
+    # Where only a part of a block is looked at, the rest may be anything.
+    return [*features, "skip_block_zeroing"] if geometry.used_bytes else features
+
+
 def _see(pool: DmThin, geometry: Geometry, devices: list[int]) -> dict[int, Seen]:
+    pool.activate(geometry.volume_sectors, *devices)
+    mapped = pool.mapped_blocks()
     seen = {}
     for dev_id in devices:
-        path = pool.activate(dev_id, geometry.volume_sectors)
-        with blockdev.opened(path) as fd:
+        with blockdev.opened(thin_path(dev_id)) as fd:
             found = [digest(part) for part in blockdev.parts(fd, geometry.parts())]
-        seen[dev_id] = Seen(pool.mapped_blocks(dev_id), found)
+        seen[dev_id] = Seen(mapped[dev_id], found)
     return seen
 
 
@@ -67,15 +96,19 @@ def _do(pool: DmThin, geometry: Geometry, step: Step) -> None:
         case Delete(dev_id):
             pool.deactivate(dev_id)
             pool.message("delete", dev_id)
-        case Write(dev_id, offset, _, _):
-            with blockdev.opened(pool.activate(dev_id, geometry.volume_sectors)) as fd:
-                blockdev.write(fd, offset, step.content())
-        case Fill(dev_id, blocks, _):
-            with blockdev.opened(pool.activate(dev_id, geometry.volume_sectors)) as fd:
-                for block in blocks:
-                    content = step.content(block, geometry.used)
-                    blockdev.write(fd, block * geometry.block_size, content)
-        case Discard(dev_id, begin, count):
-            with blockdev.opened(pool.activate(dev_id, geometry.volume_sectors)) as fd:
-                size = geometry.block_size
-                blockdev.discard(fd, begin * size, count * size)
+        case _:
+            pool.activate(geometry.volume_sectors, step.dev_id)
+            with blockdev.opened(thin_path(step.dev_id)) as fd:
+                _do_content(fd, geometry, step)
+
+
+def _do_content(fd: int, geometry: Geometry, step: Write | Fill | Discard) -> None:
+    size = geometry.block_size
+    match step:
+        case Write(_, offset):
+            blockdev.write(fd, offset, step.content())
+        case Fill(_, blocks):
+            for block in blocks:
+                blockdev.write(fd, block * size, step.content(block, geometry.used))
+        case Discard(_, begin, count):
+            blockdev.discard(fd, begin * size, count * size)
