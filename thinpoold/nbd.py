@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 import nbdkit
 
 from thinmeta.errors import ThinMetaError
-from thinpoold import discard, runtime
+from thinpoold import access, discard, peers, runtime
 from thinpoold.errnos import errno_of
 from thinpoold.errors import ThinPoolError
 from thinpoold.extents import extents as find_extents
@@ -179,6 +179,7 @@ def _set_up_log() -> None:
 
 @reported
 def list_exports(readonly: int, is_tls: int) -> list[tuple[str, str]]:
+    peer = peers.current()
     with _pool.core.lock:
         size = _pool.core.block_size
         return [
@@ -189,14 +190,16 @@ def list_exports(readonly: int, is_tls: int) -> list[tuple[str, str]]:
                 + (", read-only" if record.read_only else ""),
             )
             for record in _pool.registry
+            if access.allows(record.allow, peer)
         ]
 
 
 @reported
 def default_export(readonly: int, is_tls: int) -> str:
     # With one volume nobody need name it; with several none is the default.
+    peer = peers.current()
     with _pool.core.lock:
-        names = [record.name for record in _pool.registry]
+        names = [one.name for one in _pool.registry if access.allows(one.allow, peer)]
     return names[0] if len(names) == 1 else ""
 
 
@@ -204,7 +207,12 @@ def default_export(readonly: int, is_tls: int) -> str:
 def open(readonly: int) -> Connection:
     if _runtime.stopping:
         raise OSError(errno.ESHUTDOWN, "the daemon ends")
-    volume = _pool.open_volume(nbdkit.export_name())
+    peer = peers.current()
+    most = _pool.core.settings.max_clients
+    volume = _pool.open_volume(
+        nbdkit.export_name(),
+        lambda record, clients: access.admit(peer, record.name, record.allow, clients, most),
+    )
     return Connection(volume, bool(readonly) or volume.read_only)
 
 
@@ -288,6 +296,9 @@ def pread(h: Connection, buf: Any, offset: int, flags: int) -> None:
         thread.kept  # noqa: B018
     except AttributeError:
         h.kept.keep()
+    limiter = h.volume.limiter
+    if limiter is not None:
+        limiter.pace(len(buf))
     try:
         h.volume.pread(buf, offset)
     except Exception as error:
@@ -300,6 +311,9 @@ def pwrite(h: Connection, buf: Any, offset: int, flags: int) -> None:
         thread.kept  # noqa: B018
     except AttributeError:
         h.kept.keep()
+    limiter = h.volume.limiter
+    if limiter is not None:
+        limiter.pace(len(buf))
     try:
         h.volume.pwrite(buf, offset)
         if flags & _FUA:
@@ -307,6 +321,11 @@ def pwrite(h: Connection, buf: Any, offset: int, flags: int) -> None:
     except Exception as error:
         _report(error)
         raise
+
+
+def _pace(h: Connection) -> None:
+    if h.volume.limiter is not None:
+        h.volume.limiter.pace(0)
 
 
 @reported
@@ -318,6 +337,7 @@ def flush(h: Connection, flags: int) -> None:
 @reported
 def trim(h: Connection, count: int, offset: int, flags: int) -> None:
     h.kept.keep()
+    _pace(h)
     discard.trim(h.volume, offset, count)
     if flags & _FUA:
         h.volume.core.flush()
@@ -326,6 +346,7 @@ def trim(h: Connection, count: int, offset: int, flags: int) -> None:
 @reported
 def zero(h: Connection, count: int, offset: int, flags: int) -> None:
     h.kept.keep()
+    _pace(h)
     discard.zero(
         h.volume,
         offset,

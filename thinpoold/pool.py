@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -129,11 +129,19 @@ class Pool:
 
     # --- volumes --------------------------------------------------------------------------------
 
-    def open_volume(self, name: str) -> Volume:
-        """Open a volume for one client more. Raises `NoSuchVolume`, `NoSpace`, `Stopped`."""
+    def open_volume(
+        self, name: str, admit: Callable[[VolumeRecord, int], None] | None = None
+    ) -> Volume:
+        """Open a volume for one client more.
+
+        `admit` is asked first, with the lock held, about the volume and how many clients the pool
+        has. Raises `NoSuchVolume`, `NoSpace`, `Stopped`, and what `admit` does.
+        """
         with self.core.lock:
             self.core.modes.check_readable()
             record = self.registry.get(name)
+            if admit is not None:
+                admit(record, sum(one.clients for one in self.core.volumes.values()))
             volume = self.core.volumes.get(record.uuid)
             if volume is None:
                 volume = Volume(self.core, record, self.registry.by_uuid)

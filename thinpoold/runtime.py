@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from thinpoold import clients, notify
+from thinpoold import clients, notify, ratelimit
 from thinpoold.control.codes import one_line
 from thinpoold.control.dispatch import Dispatcher
 from thinpoold.control.server import ControlServer
@@ -208,6 +208,7 @@ def _outlive_parent() -> None:
 def _wait_for_end(runtime: Runtime) -> None:
     number = signal.sigwait(_END_SIGNALS)
     runtime.notifier.stopping()
+    ratelimit.ENDING.set()
     # Once it knows that it ends, nbdkit answers requests with an error, and a kernel that has the
     # volume mounted takes that for a bad disk. Hung up on before, it repeats them when we are back.
     runtime.stopping = True

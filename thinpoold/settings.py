@@ -10,6 +10,7 @@ are checked here, before anything happens. Pure functions over frozen values.
     skip_zeroing   true: a new block that a write fills in part keeps what was there before. Only
                    for a pool whose volumes all have one owner
     low_water      per cent of the data space: with less free, the log warns
+    max_clients    connections to volumes at a time, all volumes together; 0 for no limit
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ Value: TypeAlias = str | int | bool
 ON_FULL = ("queue", "error")
 DISCARD = ("passdown", "nopassdown", "ignore")
 MAX_TIMEOUT = 7 * 24 * 3600
+MAX_CLIENTS = 100_000
 
 _YES = ("true", "yes", "on", "1")
 _NO = ("false", "no", "off", "0")
@@ -38,6 +40,7 @@ class Settings:
     discard: str = "passdown"
     skip_zeroing: bool = False
     low_water: int = 10
+    max_clients: int = 0
 
     def changed(self, changes: Mapping[str, Value]) -> "Settings":
         """Return these settings with some changed, all of them checked first.
@@ -79,7 +82,8 @@ def _one_of(words: tuple[str, ...]) -> Callable[[Value], str | None]:
     return lambda value: value if isinstance(value, str) and value in words else None
 
 
-def _flag(value: Value) -> bool | None:
+def flag(value: Value) -> bool | None:
+    """Return the boolean that a value says, None for none."""
     if isinstance(value, bool):
         return value
     word = value.lower() if isinstance(value, str) else ""
@@ -102,6 +106,7 @@ _RULES: dict[str, tuple[Callable[[Value], Value | None], str]] = {
     "on_full": (_one_of(ON_FULL), "queue or error"),
     "full_timeout": (_whole(MAX_TIMEOUT, "s"), f"0 to {MAX_TIMEOUT} seconds, 0 for no limit"),
     "discard": (_one_of(DISCARD), "passdown, nopassdown or ignore"),
-    "skip_zeroing": (_flag, "yes or no"),
+    "skip_zeroing": (flag, "yes or no"),
     "low_water": (_whole(100, "%"), "0% to 100%"),
+    "max_clients": (_whole(MAX_CLIENTS, ""), f"0 to {MAX_CLIENTS} connections, 0 for no limit"),
 }

@@ -31,6 +31,7 @@ from thinpoold.errors import DeviceError
 from thinpoold.gate import Gate
 from thinpoold.mapping_table import DATA_SHIFT, IN_PLACE, MappingTable
 from thinpoold.provision import Payload
+from thinpoold.ratelimit import Limiter, renewed
 from thinpoold.space import FULL, SpaceWait
 from thinpoold.volumes import VolumeRecord
 
@@ -54,6 +55,7 @@ class Volume:
         self.gate = Gate()
         self.cells = Cells()
         self.clients = 0
+        self.limiter: Limiter | None = None
         self._find = find
         self._device = core.device
         self._block_size = core.block_size
@@ -66,6 +68,7 @@ class Volume:
         self.dev_id = record.dev_id
         self.size = record.size
         self.read_only = record.read_only
+        self.limiter = renewed(self.limiter, record.iops, record.bps)
         self.blocks = -(-record.size // self._block_size)
 
     # --- for the pool ---------------------------------------------------------------------------

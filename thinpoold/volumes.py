@@ -39,7 +39,7 @@ class Records(Protocol):
 @dataclass(frozen=True)
 class VolumeRecord:
     """One volume. `size` and `reserve` are in bytes; `origin` is the uuid it was snapshotted from;
-    `created` is UTC, ISO 8601."""
+    `created` is UTC, ISO 8601. `iops`, `bps`, `allow`: see `volume_settings`."""
 
     uuid: bytes
     name: str
@@ -50,6 +50,9 @@ class VolumeRecord:
     read_only: bool = False
     reserve: int = 0
     labels: dict[str, str] = field(default_factory=dict)
+    iops: int = 0
+    bps: int = 0
+    allow: str = ""
 
     def pack(self) -> bytes:
         """Return the stored form, without the uuid, which is the key."""

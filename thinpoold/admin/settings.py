@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from thinpoold import volume_settings
 from thinpoold.admin.facts import Fact, data_space
 from thinpoold.errors import InvalidSize
 from thinpoold.pool import Pool
@@ -19,13 +20,25 @@ from thinpoold.sizes import check_pool_size, exact_size
 log = logging.getLogger(__name__)
 
 
-def get_settings(pool: Pool) -> Fact:
-    """Say what the settings are."""
-    return {"settings": pool.record.settings.as_json()}
+def get_settings(pool: Pool, volume: str | None = None) -> Fact:
+    """Say what the settings are, of the pool or of a volume. Raises `NoSuchVolume`."""
+    if volume is None:
+        return {"settings": pool.record.settings.as_json()}
+    with pool.core.lock:
+        return {"settings": volume_settings.settings_of(pool.registry.get(volume))}
 
 
-def set_settings(pool: Pool, settings: Mapping[str, Value]) -> Fact:
-    """Change settings: all that are given, or none. Raises `InvalidSetting`."""
+def set_settings(pool: Pool, settings: Mapping[str, Value], volume: str | None = None) -> Fact:
+    """Change settings, of the pool or of a volume: all that are given, or none.
+
+    Raises `InvalidSetting`, `NoSuchVolume`.
+    """
+    if volume is not None:
+        volume_settings.parse(settings)
+        # With its gate closed, so that no write that has begun ends on a read-only volume.
+        with pool.changing(quiet=[volume]):
+            pool.put_volume(volume_settings.changed(pool.registry.get(volume), settings))
+        return get_settings(pool, volume)
     changed = pool.record.settings.changed(settings)
     with pool.changing():
         pool.put_record(dataclasses.replace(pool.record, settings=changed))

@@ -69,6 +69,7 @@ def rollback(pool: Pool, name: str, snapshot: str, discard_current: bool = False
             pool.core.unshared.add_everything()
         else:
             kept = new_record(_unused_name(pool, name), old, volume.size, origin=volume.uuid)
+            kept = dataclasses.replace(kept, allow=volume.allow)
             pool.put_volume(kept)
         pool.put_volume(dataclasses.replace(volume, dev_id=new, size=source.size))
         record = pool.registry.get(name)
@@ -81,6 +82,8 @@ def _snapshot(pool: Pool, origin: VolumeRecord, name: str, *, read_only: bool) -
     pool.metadata.create_snapshot(dev_id, origin.dev_id)
     _now_shared(pool, origin)
     record = new_record(name, dev_id, origin.size, origin=origin.uuid, read_only=read_only)
+    # Who may not read the origin may not read what it held either.
+    record = dataclasses.replace(record, allow=origin.allow)
     pool.put_volume(record)
     return record
 

@@ -4,18 +4,22 @@ from typing import Any
 
 import click
 
+from thinpoold import settings
 from thinpoold.cli import output
 from thinpoold.cli.backend import Backend
-from thinpoold.cli.options import Size, Text, chosen_pool, json_option, verb
+from thinpoold.cli.options import Name, Size, Text, chosen_pool, json_option, verb
 from thinpoold.errors import InvalidSetting
-from thinpoold.settings import as_text, parse
+from thinpoold.settings import parse
 from thinpoold.sizes import check_any_size
+
+_volume_option = click.option("--volume", metavar="VOL", type=Name(), help="A volume's settings.")
 
 
 @verb("set")
 @click.argument("words", metavar="KEY=VALUE...", nargs=-1, required=True, type=Text())
+@_volume_option
 @json_option
-def set_(words: tuple[str, ...], pool: str | None, as_json: bool) -> None:
+def set_(words: tuple[str, ...], volume: str | None, pool: str | None, as_json: bool) -> None:
     """Change settings of a pool, running or not. All of them or, if one will not do, none.
 
     \b
@@ -26,23 +30,40 @@ def set_(words: tuple[str, ...], pool: str | None, as_json: bool) -> None:
                                 take no discards
       skip-zeroing=yes|no       leave old bytes in the unwritten part of new blocks
       low-water=PERCENT%        with less space free, the log warns
+      max-clients=N             connections to volumes at a time; 0 for no limit
+
+    With --volume they are that volume's:
 
     \b
-    Example:
+      iops=N|unlimited          reads, writes, trims and zeroes a second, all clients together
+      bps=SIZE|unlimited        bytes read and written a second, likewise
+      read-only=yes|no          writes fail from now on; or may be made by who opens it anew
+      allow=anyone|RULE,...     who may open it: user:NAME, group:NAME (by a Unix socket),
+                                net:ADDR/BITS, tls; one that fits is enough
+
+    \b
+    Examples:
       thinpool -p mypool set on-full=error low-water=5%
+      thinpool -p mypool set --volume disk iops=1000 bps=50M
+      thinpool -p mypool set --volume disk allow=user:backup,net:192.0.2.0/24
 
     Exit status: 0 changed, durably; 1 refused (no such setting, a bad value) or failed.
     """
-    settings = parse(_split(words))
-    answer = Backend(chosen_pool(pool)).call("set", settings=settings)
-    _show(answer, as_json)
+    given = _split(words)
+    backend = Backend(chosen_pool(pool))
+    if volume is None:
+        answer = backend.call("set", settings=parse(given))
+    else:
+        answer = backend.call("set", settings=given, volume=volume)
+    _show(answer, as_json, volume)
 
 
 @verb("get")
 @click.argument("keys", metavar="[KEY]...", nargs=-1, type=Text())
+@_volume_option
 @json_option
-def get(keys: tuple[str, ...], pool: str | None, as_json: bool) -> None:
-    """Show the settings of a pool: all, or those named.
+def get(keys: tuple[str, ...], volume: str | None, pool: str | None, as_json: bool) -> None:
+    """Show the settings of a pool, or with --volume of a volume: all, or those named.
 
     \b
     Examples:
@@ -51,10 +72,10 @@ def get(keys: tuple[str, ...], pool: str | None, as_json: bool) -> None:
 
     Exit status: 0 shown; 1 no such setting, or failed.
     """
-    answer = Backend(chosen_pool(pool)).call("get")
+    answer = Backend(chosen_pool(pool)).call("get", volume=volume)
     if keys:
         answer = {"settings": _chosen(answer["settings"], keys)}
-    _show(answer, as_json)
+    _show(answer, as_json, volume)
 
 
 @verb("grow")
@@ -81,7 +102,7 @@ def grow(size: int, pool: str | None, as_json: bool) -> None:
 
 
 def _split(words: tuple[str, ...]) -> dict[str, str]:
-    settings: dict[str, str] = {}
+    given: dict[str, str] = {}
     seen = set()
     for word in words:
         key, equals, value = word.partition("=")
@@ -93,8 +114,8 @@ def _split(words: tuple[str, ...]) -> dict[str, str]:
         if name in seen:
             raise InvalidSetting(f"setting {key} is given twice: give it once")
         seen.add(name)
-        settings[key] = value
-    return settings
+        given[key] = value
+    return given
 
 
 def _chosen(settings: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
@@ -108,9 +129,13 @@ def _chosen(settings: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     return chosen
 
 
-def _show(answer: dict[str, Any], as_json: bool) -> None:
+def _show(answer: dict[str, Any], as_json: bool, volume: str | None) -> None:
     if as_json:
         output.emit_json(answer)
         return
+    if volume is None:
+        as_text = settings.as_text
+    else:
+        from thinpoold.volume_settings import as_text
     for name, value in answer["settings"].items():
         output.emit(f"{name.replace('_', '-')}={as_text(name, value)}")

@@ -20,6 +20,7 @@ from thinpoold.control.params import (
     PROCESSES,
     SETTINGS,
     TEXT,
+    TEXT_OR_NULL,
     TEXTS,
     Param,
 )
@@ -111,6 +112,7 @@ def _admin(function: str) -> Callable[[Host, Params], Result]:
 
 
 _NAME = Param("name", TEXT, "the volume")
+_OF_VOLUME = Param("volume", TEXT_OR_NULL, "a volume, or null for the pool", None)
 _VOLUME = "a volume, as `list` has it"
 
 METHODS: dict[str, Method] = {
@@ -133,13 +135,19 @@ METHODS: dict[str, Method] = {
             "daemon stops all the same)",
             _stop,
         ),
-        Method("get", "Say what the settings are.", "`settings`", _admin("get_settings")),
+        Method(
+            "get",
+            "Say what the settings are, of the pool or of a volume.",
+            "`settings`",
+            _admin("get_settings"),
+            (_OF_VOLUME,),
+        ),
         Method(
             "set",
-            "Change settings. All of them or, if one will not do, none.",
+            "Change settings, of the pool or of a volume: all or, if one will not do, none.",
             "`settings`, as they are now",
             _admin("set_settings"),
-            (Param("settings", SETTINGS, "what to change, by name"),),
+            (Param("settings", SETTINGS, "what to change, by name"), _OF_VOLUME),
             changes=True,
         ),
         Method(

@@ -59,6 +59,7 @@ def _is_settings(value: Json) -> bool:
 
 
 TEXT = Kind("a string", _is_text)
+TEXT_OR_NULL = Kind("a string or null", lambda value: value is None or _is_text(value))
 BYTES = Kind("an integer, bytes", _is_bytes)
 FLAG = Kind("true or false", _is_flag)
 TEXTS = Kind("an array of one or more strings", _is_texts)

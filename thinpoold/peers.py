@@ -1,0 +1,54 @@
+"""Who is at the other end of the connection that nbdkit serves on this thread.
+
+nbdkit tells C plugins (nbdkit_peer_name(3), nbdkit_is_tls), its Python has no words for it; so its
+functions are called as they are in this process.
+
+Thread-safety: any of nbdkit's threads, each about its own connection.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import ipaddress
+import socket
+import sys
+from typing import Final
+
+from thinpoold.access import Address, Peer
+
+_SIZE: Final = 128  # struct sockaddr_storage
+
+
+def current() -> Peer:
+    """Return who is connected. Only inside nbdkit's functions about a connection."""
+    server = _server()
+    name = ctypes.create_string_buffer(_SIZE)
+    length = ctypes.c_uint32(_SIZE)
+    if server.nbdkit_peer_name(name, ctypes.byref(length)) != 0:
+        return Peer()
+    tls = server.nbdkit_is_tls() > 0
+    family = int.from_bytes(name.raw[:2], sys.byteorder)
+    if family == socket.AF_UNIX:
+        uid, gid = server.nbdkit_peer_uid(), server.nbdkit_peer_gid()
+        return Peer(uid if uid >= 0 else None, gid if gid >= 0 else None, tls=tls)
+    return Peer(address=address_in(name.raw), tls=tls)
+
+
+def address_in(name: bytes) -> Address | None:
+    """Return the address in a struct sockaddr of the internet families, else None."""
+    family = int.from_bytes(name[:2], sys.byteorder)
+    if family == socket.AF_INET:
+        return ipaddress.IPv4Address(name[4:8])
+    if family == socket.AF_INET6:
+        address = ipaddress.IPv6Address(name[8:24])
+        return address.ipv4_mapped or address
+    return None
+
+
+@functools.cache
+def _server() -> ctypes.CDLL:
+    server = ctypes.CDLL(None)
+    for function in (server.nbdkit_peer_uid, server.nbdkit_peer_gid):
+        function.restype = ctypes.c_int64
+    return server

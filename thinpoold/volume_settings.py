@@ -1,0 +1,101 @@
+"""What can be set of one volume: limits, access, read-only. Pure functions.
+
+iops       reads, writes, trims and zeroes a second, for all its clients together; 0: no limit
+bps        bytes read and written a second, likewise
+read_only  clients may only read. Writes of those that have the volume open fail at once; who
+           opened it read-only may write after opening it again
+allow      who may open it: the rules of `access`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from thinpoold.access import parse_rules, rules_text
+from thinpoold.errors import InvalidSetting, InvalidSize
+from thinpoold.settings import Value, flag
+from thinpoold.sizes import exact_size, parse_size
+from thinpoold.volumes import VolumeRecord
+
+MAX_IOPS: Final = 10**9
+# Less and a request of the usual size takes longer than clients wait.
+MIN_BPS: Final = 64 << 10
+MAX_BPS: Final = 1 << 50
+_UNLIMITED: Final = ("unlimited", "none", "no")
+
+
+def changed(record: VolumeRecord, changes: Mapping[str, Value]) -> VolumeRecord:
+    """Return a record with some settings changed, all checked first. Raises InvalidSetting."""
+    return dataclasses.replace(record, **parse(changes))
+
+
+def settings_of(record: VolumeRecord) -> dict[str, Value]:
+    """Return the settings of a volume, as JSON has them."""
+    return {
+        "iops": record.iops,
+        "bps": record.bps,
+        "read_only": record.read_only,
+        "allow": rules_text(record.allow),
+    }
+
+
+def parse(changes: Mapping[str, Value]) -> dict[str, Any]:
+    """Return settings by their names, as the record has them. Raises InvalidSetting."""
+    result = {}
+    for given, value in changes.items():
+        name = given.replace("-", "_")
+        rule = _RULES.get(name)
+        if rule is None:
+            choice = ", ".join(known.replace("_", "-") for known in _RULES)
+            raise InvalidSetting(f"a volume has no setting {given[:40]!r}: there are {choice}")
+        read, values = rule
+        checked = read(value)
+        if checked is None:
+            shown = given.replace("_", "-")
+            raise InvalidSetting(f"{shown} cannot be {str(value)[:40]!r}: it is {values}")
+        result[name] = checked
+    return result
+
+
+def as_text(name: str, value: Value) -> str:
+    """Return a setting's value as `set --volume` takes it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name in ("iops", "bps") and not value:
+        return "unlimited"
+    return exact_size(value) if name == "bps" and isinstance(value, int) else str(value)
+
+
+def _iops(value: Value) -> int | None:
+    return _rate(value, 1, MAX_IOPS)
+
+
+def _bps(value: Value) -> int | None:
+    return _rate(value, MIN_BPS, MAX_BPS)
+
+
+def _rate(value: Value, least: int, most: int) -> int | None:
+    if isinstance(value, str):
+        if value.lower() in _UNLIMITED:
+            return 0
+        try:
+            value = parse_size(value)
+        except InvalidSize:
+            return None
+    if isinstance(value, bool):
+        return None
+    return value if value == 0 or least <= value <= most else None
+
+
+def _allow(value: Value) -> str | None:
+    return parse_rules(value) if isinstance(value, str) else None
+
+
+_RULES: dict[str, tuple[Callable[[Value], Value | None], str]] = {
+    "iops": (_iops, "1 to 1000000000 requests a second, or unlimited"),
+    "bps": (_bps, "64K to 1P bytes a second, or unlimited"),
+    "read_only": (flag, "yes or no"),
+    "allow": (_allow, "rules separated by commas"),
+}
