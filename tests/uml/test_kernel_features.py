@@ -106,13 +106,13 @@ def test_blocks_that_the_kernel_added_are_used(tmp_path: Path) -> None:
 
 def test_the_metadata_grows_on_either_side(tmp_path: Path) -> None:
     pool = Shuttle(tmp_path, WIDE)
-    pool.start_there(metadata_size=64 * BLOCK_SIZE)
+    pool.start_there(metadata_size=48 * BLOCK_SIZE)
     first = pool.kernel_turn([Create(1), Fill(1, list(range(0, 2000, 2)), 1)])
-    assert first.status_after.metadata_blocks == 64
-    # More than 64 blocks of metadata.
+    assert first.status_after.metadata_blocks == 48
+    # More than 48 blocks of metadata.
     pool.our_turn([Fill(1, list(range(12_000)), 2), Snapshot(2, 1), Discard(1, 50, 70)])
     grown = pool.metadata_image.stat().st_size // BLOCK_SIZE
-    assert grown > 64
+    assert grown > 48
     larger = 40_000
     os.truncate(pool.metadata_image, larger * BLOCK_SIZE)
     second = pool.kernel_turn([Fill(2, list(range(500)), 3)])
