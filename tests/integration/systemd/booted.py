@@ -109,13 +109,22 @@ def _mounted(report: dict[str, Any]) -> None:
     process = dict(line.split(":\t", 1) for line in status.splitlines())
     report["process"] = {key: process[key] for key in ("CapEff", "NoNewPrivs", "Seccomp")}
     report["user"] = pwd.getpwuid(int(process["Uid"].split()[0])).pw_name
-    # Through to the pool and back.
+    # The file system stays mounted, whatever becomes of the daemon, and goes on.
+    read = [_write_and_read("booted")]
+    _run("systemctl", "restart", "thinpoold@pool.service")
+    read.append(_write_and_read("restarted"))
+    _run("systemctl", "kill", "--signal=KILL", "thinpoold@pool.service")
+    report["read"] = [*read, _write_and_read("killed")]
+
+
+def _write_and_read(text: str) -> str:
+    """Writes through to the pool, and reads back from there."""
     with open("/srv/written", "w") as file:
-        file.write("inside")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     Path("/proc/sys/vm/drop_caches").write_text("3")
-    report["read"] = Path("/srv/written").read_text()
+    return Path("/srv/written").read_text()
 
 
 def _activated(report: dict[str, Any]) -> None:
