@@ -14,7 +14,9 @@ def fio(directory: Path, jobs: str) -> dict[str, Any]:
     """
     job_file, output = directory / "jobs.fio", directory / "fio.json"
     job_file.write_text(jobs)
-    done = run("fio", "--output-format=json", f"--output={output}", str(job_file), check=False)
+    # --aux-path: where fio puts the state of its verification.
+    aux = f"--aux-path={directory}"
+    done = run("fio", "--output-format=json", f"--output={output}", aux, str(job_file), check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{output.read_text()[:2000]}"
     text = output.read_text()
     totals: dict[str, Any] = {}
