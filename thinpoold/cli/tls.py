@@ -36,6 +36,8 @@ def tls() -> None:
     Examples:
       thinpool tls init /etc/thinpoold/tls --host storage.example.com
       thinpool start mypool --listen 0.0.0.0:10809 --tls /etc/thinpoold/tls
+
+    Exit status: 0 made; 1 refused or failed.
     """
 
 

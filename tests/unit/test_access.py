@@ -1,0 +1,111 @@
+"""Rules of who may open a volume, and how the other end of a connection is known."""
+
+import ipaddress
+import os
+import pwd
+import socket
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thinpoold.access import (
+    ANYONE,
+    AccessDenied,
+    Peer,
+    TooManyClients,
+    admit,
+    allows,
+    parse_rules,
+    rules_text,
+)
+from thinpoold.errors import InvalidSetting
+from thinpoold.peers import address_in
+
+NOBODY = pwd.getpwnam("nobody")
+SOMEBODY = Peer(uid=4711, gid=4712)
+FAR = Peer(address=ipaddress.ip_address("192.0.2.7"))
+FAR_WITH_TLS = Peer(address=ipaddress.ip_address("2001:db8::1"), tls=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("anyone", ""),
+        ("", ""),
+        ("user:nobody", f"user:{NOBODY.pw_uid}"),
+        ("user:4711,user:4711", "user:4711"),
+        ("group:4712, tls", "group:4712,tls"),
+        ("net:192.0.2.0/24,net:::1", "net:192.0.2.0/24,net:::1/128"),
+    ],
+)
+def test_rules_are_kept_with_numbers(given: str, kept: str) -> None:
+    assert parse_rules(given) == kept
+    assert parse_rules(rules_text(kept)) == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["tls,", "anyone,tls", "user:", "user:no such user", "user:-1", "user:4294967295", "group:x\0",
+     "net:192.0.2.1/24", "net:", "host:a", "everyone", ",".join(f"user:{n}" for n in range(65))],
+)  # fmt: skip
+def test_what_is_no_rule_is_refused(text: str) -> None:
+    with pytest.raises(InvalidSetting, match="allow"):
+        parse_rules(text)
+
+
+@pytest.mark.parametrize(
+    ("rules", "peer", "may"),
+    [
+        (ANYONE, FAR, True),
+        (ANYONE, Peer(), True),
+        ("user:4711", SOMEBODY, True),
+        ("user:47", SOMEBODY, False),
+        ("group:4712", SOMEBODY, True),
+        (f"group:{NOBODY.pw_gid}", Peer(NOBODY.pw_uid, 4712), True),
+        ("group:4711", SOMEBODY, False),
+        ("net:192.0.2.0/24", FAR, True),
+        ("net:192.0.2.0/29", FAR, True),
+        ("net:198.51.100.0/24", FAR, False),
+        ("net:192.0.2.0/24", FAR_WITH_TLS, False),
+        ("net:0.0.0.0/0", SOMEBODY, False),
+        ("tls", FAR_WITH_TLS, True),
+        ("tls", FAR, False),
+        ("user:4711,tls", FAR_WITH_TLS, True),
+        ("user:0", FAR, False),
+        ("nonsense", FAR_WITH_TLS, False),
+        ("user:1", Peer(uid=0), True),
+        ("user:1", Peer(uid=os.geteuid()), True),
+        ("tls", Peer(), False),
+    ],
+)
+def test_who_may(rules: str, peer: Peer, may: bool) -> None:
+    assert allows(rules, peer) == may
+
+
+def test_refusals_name_who_and_why() -> None:
+    with pytest.raises(AccessDenied, match=r"'v' is not for user 4711: it allows tls"):
+        admit(SOMEBODY, "v", "tls", 0, 0)
+    with pytest.raises(
+        TooManyClients, match=r"192\.0\.2\.7 .* has 3 clients, and max-clients is 3"
+    ):
+        admit(FAR, "v", ANYONE, 3, 3)
+    admit(FAR, "v", ANYONE, 2, 3)
+    admit(FAR, "v", ANYONE, 1 << 20, 0)
+
+
+@given(st.ip_addresses(v=4), st.integers(0, 65535))
+def test_an_internet_address(address: ipaddress.IPv4Address, port: int) -> None:
+    name = struct.pack("=HH4s", socket.AF_INET, port, address.packed) + bytes(120)
+    assert address_in(name) == address
+
+
+@given(st.ip_addresses(v=6))
+def test_an_address_of_six(address: ipaddress.IPv6Address) -> None:
+    name = struct.pack("=HHI16sI", socket.AF_INET6, 1, 0, address.packed, 0) + bytes(100)
+    assert address_in(name) == (address.ipv4_mapped or address)
+
+
+def test_other_families_have_none() -> None:
+    assert address_in(struct.pack("=H", socket.AF_UNIX) + b"/tmp/x" + bytes(100)) is None
