@@ -1,4 +1,4 @@
-"""The wheel holds two import packages and nbdkit's script inside one of them, and nothing else."""
+"""The wheel holds two import packages, nbdkit's script in one of them, and the manual pages."""
 
 import subprocess
 import sys
@@ -14,7 +14,12 @@ def test_top_level_names(tmp_path: Path) -> None:
     [wheel] = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names}
-    assert {name for name in top if not name.endswith(".dist-info")} == {"thinpoold", "thinmeta"}
+    [data] = [name for name in top if name.endswith(".data")]
+    packages = {name for name in top if not name.endswith((".dist-info", ".data"))}
+    assert packages == {"thinpoold", "thinmeta"}
+    pages = {str(path.relative_to(ROOT / "docs" / "man")) for path in ROOT.glob("docs/man/man?/*")}
+    installed = {name for name in names if name.startswith(f"{data}/")}
+    assert installed == {f"{data}/data/share/man/{page}" for page in pages}
     assert "thinpoold/_plugin/thinpool.py" in names
     [entry_points] = [name for name in names if name.endswith("/entry_points.txt")]
     text = zipfile.ZipFile(wheel).read(entry_points).decode()
