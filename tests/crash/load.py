@@ -253,11 +253,27 @@ class Load:
             return verb.name
         return None
 
+    def settle(self) -> None:
+        """Waits for every answer, then compares every sector of every volume, without a crash."""
+        while self._verb is not None:
+            self.turn()
+        self.pump.drain()
+        now = self.clock.tick()
+        for name, states in self.volumes.items():
+            with self.pool.connect(name) as client:
+                states.check_read(0, client.read_all(), now)
+
     # Death and what comes after
 
-    def kill(self) -> None:
-        """Kills the daemon with whatever is in flight, and takes every answer that still came."""
+    def kill(self, *, stopping: bool = False) -> None:
+        """Kills the daemon with whatever is in flight, and takes every answer that still came.
+
+        With `stopping` it has just been asked to stop.
+        """
         self.killed = True
+        if stopping:
+            with self.pool.rpc() as other:
+                other.send("stop")
         self.pool.kill()
         self.pump.drain()
         for client in self.pump.clients:

@@ -1,5 +1,7 @@
 """Rounds of load, kill -9 at a random moment, start, and verification.
 
+Some deaths come while the daemon stops, or starts.
+
 Thread-safety: none; one thread.
 """
 
@@ -60,7 +62,9 @@ class Rounds:
                     load.turn()
         else:
             load.run(rng.randrange(10, 400))
-        load.kill()
+        load.kill(stopping=rng.random() < 0.1)
+        if rng.random() < 0.1:
+            self.pool.start_and_kill(rng.random() * 0.3)
         self.pool.start()
         load.recover()
         if inspect:

@@ -27,6 +27,12 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDisk]:
         yield disk
 
 
+@pytest.fixture
+def tiny_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path_factory.mktemp("m") / "d", "700K") as disk:
+        yield disk
+
+
 def content(block: int) -> bytes:
     return bytes([block % 250 + 1]) * BLOCK
 
@@ -57,10 +63,12 @@ def scatter(client: NbdClient, rng: random.Random, most: int) -> NbdError | None
     return None
 
 
-def test_metadata_file_system_full(disk: SmallDisk, new_pool: PoolMaker, tmp_path: Path) -> None:
+def test_metadata_file_system_full(
+    tiny_disk: SmallDisk, new_pool: PoolMaker, tmp_path: Path
+) -> None:
     """The pool becomes read-only; with more room it opens again, and its last commit is whole."""
     pool = new_pool(
-        "16G", directory=disk.path / "p", data=str(tmp_path / "data"), skip_zeroing=True
+        "16G", directory=tiny_disk.path / "p", data=str(tmp_path / "data"), skip_zeroing=True
     )
     pool.create("vol", "1T")
     pool.create("early", "1M")
@@ -83,7 +91,7 @@ def test_metadata_file_system_full(disk: SmallDisk, new_pool: PoolMaker, tmp_pat
     assert pool.check() == [], "the last commit is whole, also before the repair"
 
     pool.kill()
-    disk.resize("64M")
+    tiny_disk.resize("64M")
     pool.start()
     assert pool.status()["mode"] == "write"
     with pool.connect("early") as client:

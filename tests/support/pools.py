@@ -122,13 +122,34 @@ class PoolRig:
 
     def kill(self) -> None:
         """SIGKILL, and waits until the process is gone."""
-        handle = os.pidfd_open(self.pid)
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:  # It was asked to stop, and has.
+            self._forget()
+            return
         try:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
             self._await_end(handle)
         finally:
             os.close(handle)
         self._forget()
+
+    def start_and_kill(self, seconds: float) -> None:
+        """Kills a daemon that has had `seconds` to come up."""
+        daemon = subprocess.Popen(
+            [str(BIN / "thinpoold"), str(self.directory), "--foreground"],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            daemon.wait(seconds)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+        else:
+            raise AssertionError(f"the daemon ended by itself: {daemon.returncode}")
 
     @staticmethod
     def _await_end(handle: int) -> None:

@@ -231,7 +231,12 @@ def do_rollback(name: str, snapshot: str, discard_current: bool = False) -> Any:
     return describe(volume)
 
 
+def do_stop() -> Any:
+    return {"stopping": False}
+
+
 METHODS: dict[str, Callable[..., Any]] = {
+    "stop": do_stop,
     "list": do_list,
     "create": do_create,
     "snapshot": do_snapshot,

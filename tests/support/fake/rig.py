@@ -63,6 +63,9 @@ class FakeRig:
     def kill(self) -> None:
         self._end(signal.SIGKILL)
 
+    def start_and_kill(self, seconds: float) -> None:
+        """Nothing happens in the stand-in's start."""
+
     def stop(self) -> None:
         """Ends it with nothing lost."""
         with self.rpc() as rpc:
