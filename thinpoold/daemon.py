@@ -13,6 +13,7 @@ Everything happens in one thread, before any other exists.
 import contextlib
 import ipaddress
 import os
+import resource
 import shutil
 import socket
 import sys
@@ -109,6 +110,9 @@ def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoRetur
     os.environ[ENVIRONMENT] = environment(lock_fd, ready_fd, paths.run_dir, uri, run_files)
     os.environ["PATH"] = search_path()
     os.umask(0o077)
+    # A connection takes three descriptors, and the limit in force is often 1024 of many more.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     block_end_signals()
     os.execv(nbdkit, argv)
 
