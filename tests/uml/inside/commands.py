@@ -4,10 +4,11 @@ import subprocess
 
 
 def run(*command: str, stdin: str | None = None) -> str:
-    """A program that must succeed; its stdout. Raises AssertionError with its own words."""
+    """A program that must succeed; its stdout. Raises AssertionError with its last words."""
     done = subprocess.run(command, capture_output=True, text=True, input=stdin, check=False)
     if done.returncode != 0:
-        raise AssertionError(f"{' '.join(command)}: status {done.returncode}: {done.stderr}")
+        words = f"{done.stderr}{done.stdout[-2000:]}"
+        raise AssertionError(f"{' '.join(command)}: status {done.returncode}: {words}")
     return done.stdout
 
 
