@@ -153,12 +153,14 @@ class DataDevice:
             raise failure("zeroing of the data device", error) from None
 
     def punch(self, offset: int, count: int) -> bool:
-        """Give a range's space back; it reads as zero if this returns True.
+        """Give a range's space back; False when the device cannot.
 
-        False when the device cannot: then the range is as it was.
+        Of a file it reads as zero then; what a discarded block device holds, nobody knows.
         """
         try:
-            return fallocate.punch_hole(self.fd, offset, count)
+            if self.regular:
+                return fallocate.punch_hole(self.fd, offset, count)
+            return fallocate.discard(self.fd, offset, count)
         except OSError as error:
             raise failure("discard on the data device", error) from None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.tools import run
 from thinpoold import device as module
 from thinpoold import fallocate
 from thinpoold.device import DataDevice
@@ -92,6 +93,29 @@ def test_zero_and_punch(device: DataDevice, monkeypatch: pytest.MonkeyPatch, abl
     assert device.zeroes_fast is able
     assert device.punch(4 << 20, 1 << 20) is able
     assert content(device, 4 << 20, 10) == (bytes(10) if able else b"x" * 10)
+
+
+def test_a_block_device_is_discarded(tmp_path: Path) -> None:
+    backing = tmp_path / "backing"
+    backing.touch()
+    os.truncate(backing, SIZE)
+    done = run("losetup", "--find", "--show", str(backing), check=False)
+    if done.returncode:
+        pytest.skip(f"no loop device here: {done.stderr.strip()}")
+    loop = done.stdout.strip()
+    try:
+        opened = DataDevice.open(Path(loop))
+        opened.write(b"x" * SIZE, 0)
+        opened.flush()
+        full = backing.stat().st_blocks
+        assert opened.punch(1 << 20, 4 << 20)
+        opened.flush()
+        assert backing.stat().st_blocks * 512 <= full * 512 - (4 << 20)
+        assert not opened.is_zero(1 << 20, 4 << 20)
+        assert content(opened, 0, 10) == b"x" * 10
+        opened.close()
+    finally:
+        run("losetup", "--detach", loop)
 
 
 def test_holes_are_known_to_be_zero(device: DataDevice) -> None:
