@@ -112,7 +112,8 @@ def _wait_until_served(process: "subprocess.Popen[bytes]", pid_file: Path, log: 
 def detach(attachment: Attachment) -> None:
     """Take the loop device and the file away. Nobody uses them. Raises AttachFailed."""
     device = attachment.block_device
-    if device is not None:
+    # Somebody may have taken it away, and it may serve another file by now.
+    if device is not None and loop_file(device) == attachment.file:
         nbdclient.run([nbdclient.find("losetup", "mount"), "--detach", str(device.path)])
         deadline = time.monotonic() + _SECONDS
         while loop_file(device) and time.monotonic() < deadline:

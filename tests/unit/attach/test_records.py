@@ -1,0 +1,97 @@
+"""Records of what is attached: believed only while it is."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from thinpoold.attach import records
+from thinpoold.attach.devices import NbdDevice
+from thinpoold.attach.errors import AttachFailed
+from thinpoold.attach.records import Attachment
+
+MINE = Attachment(
+    kind=records.NBD,
+    device="/dev/nbd3",
+    pool="/pools/p",
+    volume="disk",
+    uuid="u-1",
+    read_only=False,
+    pid=os.getpid(),
+    started=records.start_time(os.getpid()),
+    connector=77,
+    clients=(77,),
+)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(records, "ROOTS", tmp_path / "records")
+    monkeypatch.setattr(records, "directory", lambda: tmp_path / "records")
+    return tmp_path / "records"
+
+
+@pytest.fixture
+def connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NbdDevice, "connector", 77)
+
+
+@pytest.mark.usefixtures("connected")
+def test_what_is_saved_is_found_by_its_pool() -> None:
+    records.make_directory()
+    records.save(MINE)
+    other = replace(MINE, device="/dev/nbd1", pool="/pools/q")
+    records.save(other)
+    assert records.attachments() == [other, MINE]
+    assert records.attachments(Path("/pools/p")) == [MINE]
+    renewed = MINE.renewed_by(5, "renamed")
+    records.save(renewed)
+    assert records.reread(MINE) == renewed
+    assert (renewed.renewed, renewed.clients, renewed.volume) == (1, (5,), "renamed")
+    records.remove(MINE)
+    assert records.attachments() == [other]
+
+
+def test_a_device_that_is_gone_or_another_s_is_not_ours(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records.make_directory()
+    records.save(MINE)
+    for connector in (None, 78):
+        monkeypatch.setattr(NbdDevice, "connector", connector)
+        assert records.attachments() == []
+    assert list(place.glob("*.json"))
+    records.clear_stale()
+    assert not list(place.glob("*.json"))
+
+
+@pytest.mark.usefixtures("connected")
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"kind": 3}'])
+def test_what_is_no_record_is_passed_over(place: Path, text: str) -> None:
+    records.make_directory()
+    (place / "nbd9.json").write_text(text)
+    assert records.attachments() == []
+
+
+@pytest.mark.usefixtures("connected")
+def test_fields_of_a_newer_version_are_passed_over(place: Path) -> None:
+    records.make_directory()
+    records.save(MINE)
+    path = place / "nbd3.json"
+    path.write_text(path.read_text().replace('{"kind"', '{"colour": "red", "kind"'))
+    assert records.attachments() == [MINE]
+
+
+def test_processes_are_told_by_when_they_started() -> None:
+    assert MINE.is_kept
+    assert not replace(MINE, started=1).is_kept
+    assert records.start_time(0) == 0
+
+
+def test_a_directory_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "records").symlink_to(tmp_path)
+    with pytest.raises(AttachFailed):
+        records.make_directory()
