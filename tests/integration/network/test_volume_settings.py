@@ -4,6 +4,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_users_and_groups(open_pool: PoolRig) -> None:
             return client.size
 
     for name in ("open", "theirs", "group"):
-        assert as_stranger(lambda name=name: size(name)) == 1 << 20
+        assert as_stranger(partial(size, name)) == 1 << 20
     assert as_stranger(lambda: size("ours")).startswith("NbdError")
     assert sorted(as_stranger(lambda: exports(rig))) == ["group", "open", "theirs"]
     # root, who runs the daemon, is not kept out.
