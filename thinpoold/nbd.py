@@ -26,7 +26,7 @@ import nbdkit
 from thinmeta.errors import ThinMetaError
 from thinpoold import access, discard, peers, runtime
 from thinpoold.errnos import errno_of
-from thinpoold.errors import ThinPoolError
+from thinpoold.errors import NoSuchVolume, ThinPoolError
 from thinpoold.extents import extents as find_extents
 from thinpoold.extents import prefetch
 from thinpoold.pool import Pool
@@ -209,8 +209,12 @@ def open(readonly: int) -> Connection:
         raise OSError(errno.ESHUTDOWN, "the daemon ends")
     peer = peers.current()
     most = _pool.core.settings.max_clients
+    try:
+        name = nbdkit.export_name()
+    except UnicodeDecodeError:
+        raise NoSuchVolume("no volume has a name that is not UTF-8") from None
     volume = _pool.open_volume(
-        nbdkit.export_name(),
+        name,
         lambda record, clients: access.admit(peer, record.name, record.allow, clients, most),
     )
     return Connection(volume, bool(readonly) or volume.read_only)
