@@ -1,0 +1,128 @@
+"""thinpool attach and detach: what is refused, and --user with FUSE and a loop device.
+
+The kernel's nbd is tried in tests/uml.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.cli.outcomes import refused, volume, wrong_usage
+from tests.support.pools import PoolRig
+from tests.support.tools import run
+
+needs_fuse = pytest.mark.skipif(
+    not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="this machine has no FUSE"
+)
+no_nbd = pytest.mark.skipif(Path("/sys/module/nbd").exists(), reason="this kernel has nbd")
+
+
+@pytest.fixture
+def attached(pool: PoolRig) -> Iterator[PoolRig]:
+    """A running pool whose volume `v` is attached with --user."""
+    pool.create("v", "32M")
+    pool.cli("attach", "v", "--user")
+    yield pool
+    if not pool.running:
+        pool.start()
+    if volume(pool, "v")["attached"]:
+        pool.cli("detach", "v", "--unmount")
+
+
+def device(rig: PoolRig) -> str:
+    ((fact,),) = [entry["attached"] for entry in rig.volumes().values()]
+    return str(fact["device"])
+
+
+@no_nbd
+def test_without_the_module_it_says_how_to_get_it(pool: PoolRig) -> None:
+    pool.create("v", "1M")
+    refused(pool, "attach", "v", says="modprobe nbd" if os.geteuid() == 0 else "only root")
+
+
+def test_refusals(pool: PoolRig) -> None:
+    pool.create("v", "1M")
+    refused(pool, "attach", "v", "--device", "/dev/sda", says="/dev/sda is no nbd device")
+    refused(pool, "attach", "v", "--user", "--mount", "/no/such", says="no such directory")
+    refused(pool, "attach", "none", "--user", says="no volume")
+    refused(pool, "attach", "v", "--refresh", says="is not attached")
+    refused(pool, "detach", "v", says="is not attached")
+    refused(pool, "detach", "/dev/nbd7", says="nothing is attached as /dev/nbd7")
+    wrong_usage(pool, "attach", "v", "--refresh", "--read-only", says="exclude each other")
+    wrong_usage(pool, "attach", "v", "--user", "--device", "/dev/nbd0", says="exclude each other")
+    wrong_usage(pool, "attach", "v", "-o", "noatime", says="needs --mount")
+    wrong_usage(pool, "attach", "v", "--connections", "0", says="connections")
+
+
+def test_a_pool_that_does_not_run(pool: PoolRig) -> None:
+    pool.create("v", "1M")
+    pool.stop()
+    refused(pool, "attach", "v", "--user", says="not running")
+
+
+@needs_fuse
+def test_a_user_s_device_holds_data_and_is_listed(attached: PoolRig) -> None:
+    path = device(attached)
+    with open(path, "r+b", buffering=0) as opened:
+        os.pwrite(opened.fileno(), b"thin" * 1024, 1 << 20)
+        os.fsync(opened.fileno())
+    with attached.connect("v") as client:
+        assert client.read(1 << 20, 4096) == b"thin" * 1024
+    assert "ATTACHED" in attached.cli("list")
+    assert path in attached.cli("info", "v")
+    refused(attached, "attach", "v", "--user", says=f"is attached already, as {path}")
+    attached.cli("detach", path)
+    assert volume(attached, "v")["attached"] == []
+    assert "ATTACHED" not in attached.cli("list")
+
+
+@needs_fuse
+def test_a_device_in_use_is_not_detached(attached: PoolRig) -> None:
+    path = device(attached)
+    with open(path, "rb") as opened, subprocess.Popen(["sleep", "1000"], stdin=opened) as user:
+        opened.close()
+        try:
+            refused(attached, "detach", "v", says=f"open by process {user.pid} (sleep)")
+        finally:
+            user.kill()
+    attached.cli("detach", "v")
+
+
+@needs_fuse
+def test_writes_wait_for_a_daemon_that_is_started_again(attached: PoolRig) -> None:
+    path = device(attached)
+    attached.stop()
+    command = ["dd", "if=/dev/urandom", f"of={path}", "bs=64K", "count=32", "conv=fsync,notrunc"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as writer:
+        attached.start()
+        _, said = writer.communicate()
+        assert writer.returncode == 0, said
+    with open(path, "rb") as opened:
+        written = opened.read(32 << 16)
+    with attached.connect("v") as client:
+        assert client.read(0, 1 << 21) == written
+
+
+@needs_fuse
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_mounting_and_the_mount_point_in_the_refusal(attached: PoolRig, tmp_path: Path) -> None:
+    path = device(attached)
+    if not path.startswith("/dev/loop"):
+        pytest.skip("no loop device here")
+    run("mkfs.ext4", "-q", path)
+    run("mount", path, str(tmp_path))
+    (tmp_path / "file").write_text("kept")
+    says = f"{path} is mounted on {tmp_path}: unmount it first"
+    refused(attached, "detach", "v", says=says)
+    assert volume(attached, "v")["attached"][0]["mounts"] == [str(tmp_path)]
+    assert f"{path} on {tmp_path}" in attached.cli("list")
+    attached.cli("detach", "v", "--unmount")
+    attached.snapshot("v", "s")
+    attached.cli("attach", "s", "--user", "--read-only", "--mount", str(tmp_path))
+    try:
+        assert (tmp_path / "file").read_text() == "kept"
+    finally:
+        attached.cli("detach", "s", "--unmount")
