@@ -1,10 +1,34 @@
-"""Pools shared by the tests of one verb: names must differ, the checkers look at the end."""
+"""Pools shared by the tests of one verb: names must differ, the checkers look at the end.
 
+They lie in memory where that will do: see tests/support/scratch.py.
+"""
+
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.pools import PoolRig
+from tests.support.scratch import Scratch, memory
+
+
+@pytest.fixture(scope="session")
+def tmp_path_factory(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[pytest.TempPathFactory | Scratch]:
+    """Pytest's own, or one in memory, whose files go at the end whatever happened."""
+    directory = memory(request.config)
+    if directory is None:
+        yield tmp_path_factory
+        return
+    yield Scratch(directory)
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory | Scratch) -> Path:
+    return tmp_path_factory.mktemp("t")
 
 
 @pytest.fixture(scope="module")
