@@ -4,6 +4,7 @@
 carries a verb to the pool, whether its daemon runs or not.
 """
 
+import os
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -13,4 +14,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     from thinpoold.cli.app import thinpool
     from thinpoold.cli.run import run
 
+    if "_THINPOOL_COMPLETE" in os.environ:
+        # A shell asks what a word may become; click sees to the rest.
+        from thinpoold.cli.shells import register
+
+        register()
     run(thinpool, argv)

@@ -7,11 +7,15 @@ most commands cost.
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from thinpoold import __version__
 from thinpoold.cli.options import Selected, pool_option
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,9 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
         "check": Verb("metadata", "check", "Check all metadata."),
         "export-metadata": Verb("metadata", "export_metadata", "Write it in the kernel's format."),
     },
+    "This machine": {
+        "completion": Verb("completion", "completion", "Print a shell's completion script."),
+    },
 }
 
 _VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
@@ -70,6 +77,17 @@ class _Tree(click.Group):
         module = importlib.import_module(f"thinpoold.cli.{verb.module}")
         command: click.Command = getattr(module, verb.function)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list["CompletionItem[Any]"]:
+        from click.shell_completion import CompletionItem
+
+        # Not click's own, which would load every verb to see its help.
+        items = [
+            CompletionItem(name, help=verb.summary)
+            for name, verb in _VERBS.items()
+            if name.startswith(incomplete)
+        ]
+        return items + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, verbs in GROUPS.items():

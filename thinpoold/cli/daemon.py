@@ -37,6 +37,7 @@ def daemon_options(function: Function) -> Function:
         click.option(
             "--listen",
             metavar="unix|ADDR:PORT",
+            type=Text(),
             default=daemon.DEFAULT_LISTEN,
             show_default=True,
             help="Where NBD clients connect. Without TLS, only loopback addresses.",

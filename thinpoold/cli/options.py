@@ -7,13 +7,16 @@ is refused (exit status 1, with the rule); only words and flags that make no sen
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from thinpoold.names import check_name
 from thinpoold.paths import PoolPaths, resolve_pool
 from thinpoold.sizes import check_any_size, parse_size
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -40,9 +43,16 @@ class VerbCommand(click.Command):
 
 
 class Text(click.ParamType[Any]):
-    """Any text."""
+    """Any text. What a shell may complete it to, its placeholder tells: see `candidates`."""
 
     name = "text"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list["CompletionItem[Any]"]:
+        from thinpoold.cli.candidates import candidates
+
+        return candidates(ctx, param, incomplete)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value.removeprefix(_NEGATIVE) if isinstance(value, str) else value
@@ -77,15 +87,16 @@ class VolumeSize(Size):
 def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
     """Make a function the command of a verb, with -p and -h."""
 
-    def decorate(function: Callable[..., None]) -> click.Command:
-        command = click.command(
-            name,
-            cls=VerbCommand,
-            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-        )
-        return command(pool_option(function))
+    return lambda function: plain_verb(name)(pool_option(function))
 
-    return decorate
+
+def plain_verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function the command of a verb that acts on no pool, with -h."""
+    return click.command(
+        name,
+        cls=VerbCommand,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
 
 
 def pool_option(function: Function) -> Function:
