@@ -57,6 +57,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
         "export-metadata": Verb("metadata", "export_metadata", "Write it in the kernel's format."),
     },
     "This machine": {
+        "doctor": Verb("doctor", "doctor", "Say what this machine has and lacks."),
         "completion": Verb("completion", "completion", "Print a shell's completion script."),
     },
 }
