@@ -1,0 +1,62 @@
+"""thinpool attach in a real kernel: file systems on volumes, and a daemon that comes and goes.
+
+nbd-client is Debian's, the kernel's nbd the real one. An I/O error in the kernel's log fails a
+test: that connections are lost is expected, that a request fails is not.
+"""
+
+import pytest
+
+from tests.uml.inside import attached
+from tests.uml.machine import NBD, Machine
+
+pytestmark = pytest.mark.slow
+
+# What nbd says of lost connections and of a disconnect. "I/O error" is not among it.
+LOST = (
+    "shutting down sockets",
+    "Receive control failed",
+    "Send control failed",
+    "Send data failed",
+    "Request send failed, requeueing",
+    "Dead connection, failed to find a fallback",
+    "Connection timed out, retrying",
+)
+
+
+@pytest.fixture(autouse=True)
+def _with_nbd(machine: Machine) -> None:
+    machine.modules = NBD
+    machine.memory_mib = 1536
+    machine.limit_s = 400.0
+    machine.expected = list(LOST)
+
+
+@pytest.mark.parametrize(("kind", "mib", "grown"), [("ext4", 120, 240), ("xfs", 320, 480)])
+def test_a_file_system_from_mkfs_to_fsck(machine: Machine, kind: str, mib: int, grown: int) -> None:
+    seen = machine.call(attached.life_of_a_file_system, kind, mib, grown)
+    assert seen["complaints"] == []
+    assert seen["same"]
+    assert seen["kept"]
+    assert "mounted on /run/mnt/s: unmount it first" in str(seen["refusal"])
+    assert "/dev/nbd0 on /run/mnt/v" in str(seen["listed"])
+    assert isinstance(seen["trimmed"], int)
+    assert seen["trimmed"] >= 35 << 20
+    assert isinstance(seen["total"], int)
+    assert seen["total"] > (grown << 20) * 8 // 10
+
+
+def test_a_daemon_is_stopped_and_started_under_a_busy_file_system(machine: Machine) -> None:
+    seen = machine.call(attached.restarts)
+    assert seen == {"same": True, "complaints": []}
+
+
+def test_a_daemon_is_killed_and_started_under_a_busy_file_system(machine: Machine) -> None:
+    seen = machine.call(attached.kills)
+    assert seen == {"kept": True, "writable": True, "complaints": []}
+
+
+def test_four_volumes_at_once(machine: Machine) -> None:
+    seen = machine.call(attached.four_at_once)
+    assert seen["devices"] == ["/dev/nbd0", "/dev/nbd1", "/dev/nbd2", "/dev/nbd3"]
+    assert (seen["codes"], seen["same"]) == ([0] * 4, [True] * 4)
+    assert (seen["left"], seen["complaints"]) == ([[]] * 4, [])
