@@ -13,9 +13,11 @@ Everything happens in one thread, before any other exists.
 import contextlib
 import ipaddress
 import os
+import re
 import resource
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,19 +34,25 @@ from thinpoold.uri import tcp_uri, unix_uri
 # A command on the stopped pool may hold the lock for a moment.
 LOCK_WAIT = 10.0
 DEFAULT_THREADS = 4
-DEFAULT_LISTEN = "unix"
+
+# In these versions, from the first and before the second, nbdkit aborts when a client hangs up that
+# has several answers to come, or sends one of them to another client:
+# https://bugzilla.redhat.com/show_bug.cgi?id=2173054
+# With one thread a connection there is never more than one answer to come.
+_ONE_THREAD = ((1, 32, 4), (1, 33, 10))
 
 
 @dataclass(frozen=True)
 class Options:
     """What `thinpoold` was told.
 
-    `cache_size` is in bytes, None for the pool's own choice. `tls` is a directory as `tls.load`
-    takes it; `insecure`: without one, addresses beyond loopback will do all the same.
+    `threads` is None for as many as are safe; `cache_size` is in bytes, None for the pool's own
+    choice. `tls` is a directory as `tls.load` takes it; `insecure`: without one, addresses beyond
+    loopback will do all the same.
     """
 
     listen: str = DEFAULT_LISTEN
-    threads: int = DEFAULT_THREADS
+    threads: int | None = None
     cache_size: int | None = None
     tls: Path | None = None
     insecure: bool = False
@@ -62,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def background(paths: PoolPaths, options: Options) -> dict[str, object]:
     """Start the daemon detached, and return its run facts once it serves."""
     listen_options(paths, options)
-    words = ["--listen", options.listen, "--threads", str(options.threads)]
+    words = ["--listen", options.listen]
+    if options.threads is not None:
+        words += ["--threads", str(options.threads)]
     if options.tls is not None:
         words += ["--tls", str(options.tls.absolute())]
     if options.insecure:
@@ -98,7 +108,8 @@ def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoRetur
     lock_fd = lock.acquire(paths, lock.DAEMON, LOCK_WAIT)
     run_files = make_run_dir(paths, keep)
     argv = [nbdkit, "--foreground", *listen, "--pidfile", str(paths.pid_file)]
-    argv += ["--threads", str(options.threads)]
+    threads = options.threads or safe_threads(nbdkit_version(nbdkit))
+    argv += ["--threads", str(threads)]
     if os.environ.get("THINPOOL_DEBUG"):
         argv += ["--verbose"]
     argv += ["python", f"script={script}", f"pool={paths.directory}"]
@@ -207,6 +218,22 @@ def find_nbdkit() -> str:
             "nbdkit is not installed: install the packages nbdkit and nbdkit-plugin-python"
         )
     return found
+
+
+def nbdkit_version(nbdkit: str) -> tuple[int, ...]:
+    """Return the version of the program at that path, () when it does not say."""
+    try:
+        done = subprocess.run([nbdkit, "--version"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ThinPoolError(f"{nbdkit}: {error.strerror}") from None
+    match = re.match(r"nbdkit (\d+)\.(\d+)\.(\d+)", done.stdout)
+    return tuple(map(int, match.groups())) if match else ()
+
+
+def safe_threads(version: tuple[int, ...]) -> int:
+    """Return how many threads a connection may have in that version of nbdkit."""
+    first, mended = _ONE_THREAD
+    return 1 if not version or first <= version < mended else DEFAULT_THREADS
 
 
 def find_plugin() -> Path:

@@ -30,9 +30,8 @@ def daemon_options(function: Function) -> Function:
             "--threads",
             metavar="N",
             type=click.IntRange(1, 1024),
-            default=daemon.DEFAULT_THREADS,
-            show_default=True,
-            help="Requests served at a time on one connection.",
+            help="Requests served at a time on one connection. [4; 1 where nbdkit is not safe with "
+            "more]",
         ),
         click.option(
             "--listen",
@@ -59,7 +58,7 @@ def daemon_options(function: Function) -> Function:
 
 
 def options_of(
-    listen: str, tls: str | None, insecure_no_tls: bool, threads: int, cache_size: int | None
+    listen: str, tls: str | None, insecure_no_tls: bool, threads: int | None, cache_size: int | None
 ) -> daemon.Options:
     """Return the options as the daemon has them. Raises InvalidSize for a useless cache."""
     if tls is not None and insecure_no_tls:
@@ -83,7 +82,7 @@ def command(
     listen: str,
     tls: str | None,
     insecure_no_tls: bool,
-    threads: int,
+    threads: int | None,
     cache_size: int | None,
     foreground: bool,
 ) -> None:

@@ -18,7 +18,7 @@ def start(
     listen: str,
     tls: str | None,
     insecure_no_tls: bool,
-    threads: int,
+    threads: int | None,
     cache_size: int | None,
     as_json: bool,
 ) -> None:

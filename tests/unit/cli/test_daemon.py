@@ -116,3 +116,30 @@ def test_nor_may_what_it_lies_in_be_another_users(
     os.chown(paths.run_dir.parent, 4711, -1)
     with pytest.raises(ThinPoolError, match="belongs to user 4711"):
         daemon.make_run_dir(paths)
+
+
+@pytest.mark.parametrize(
+    ("version", "threads"),
+    [
+        ((), 1),
+        ((1, 30, 9), 4),
+        ((1, 32, 3), 4),
+        ((1, 32, 4), 1),
+        ((1, 32, 5), 1),
+        ((1, 33, 9), 1),
+        ((1, 33, 10), 4),
+        ((1, 42, 0), 4),
+        ((2, 0, 0), 4),
+    ],
+)
+def test_one_thread_where_more_would_bring_nbdkit_down(
+    version: tuple[int, ...], threads: int
+) -> None:
+    assert daemon.safe_threads(version) == threads
+
+
+def test_the_version_of_nbdkit_is_known() -> None:
+    assert daemon.nbdkit_version(daemon.find_nbdkit()) >= (1, 30)
+    assert daemon.nbdkit_version("true") == ()
+    with pytest.raises(ThinPoolError):
+        daemon.nbdkit_version("/nonexistent")
