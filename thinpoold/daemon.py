@@ -34,6 +34,7 @@ from thinpoold.uri import tcp_uri, unix_uri
 # A command on the stopped pool may hold the lock for a moment.
 LOCK_WAIT = 10.0
 DEFAULT_THREADS = 4
+DEFAULT_LISTEN = "unix"
 
 # In these versions, from the first and before the second, nbdkit aborts when a client hangs up that
 # has several answers to come, or sends one of them to another client:
