@@ -48,15 +48,18 @@ local: Final = threading.local()
 """Has the attribute `kept` in threads whose state is kept."""
 
 
+# (kernel thread id, thread state) of threads that were not quite gone when their connection closed:
+# a thread can be joined a moment before the kernel takes it out of /proc. Guarded by _lock.
+_late: Final[list[tuple[int, int]]] = []
+_lock: Final = threading.Lock()
+
+
 class Kept:
     """The states kept for one connection."""
 
     def __init__(self) -> None:
         # Kernel thread id -> thread state. Dict operations are atomic.
         self._states: dict[int, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._states)
 
     def keep(self) -> None:
         """Keep this thread's state; for a thread of nbdkit's, inside a call from it."""
@@ -68,14 +71,22 @@ class Kept:
 
     def release(self) -> None:
         """Give all back. The threads have ended, save for the caller's."""
-        me = threading.get_native_id()
-        for thread, state in list(self._states.items()):
-            if thread == me:
-                del self._states[thread]
-                del local.kept
-                _release(_LOCKED)
-            elif not os.path.exists(f"/proc/self/task/{thread}"):
-                del self._states[thread]
-                _clear(state)
-                _delete(state)
-            # Else it runs still, against what nbdkit promises: leave its state to it.
+        own = self._states.pop(threading.get_native_id(), None)
+        if own is not None:
+            del local.kept
+            _release(_LOCKED)
+        with _lock:
+            waiting = [*_late, *self._states.items()]
+            self._states.clear()
+            _late.clear()
+            for thread, state in waiting:
+                if os.path.exists(f"/proc/self/task/{thread}"):
+                    _late.append((thread, state))
+                else:
+                    _clear(state)
+                    _delete(state)
+
+
+def late() -> int:
+    """How many states wait for a later `release`."""
+    return len(_late)
