@@ -1,9 +1,13 @@
 """Fixtures of all tests: pools that are checked when a test lets them go, seeds, long runs.
 
+Pools lie in memory where that will do, for most of what a test waits for is fsync; those of tests
+marked `disk` or `slow` lie where pytest puts its files. kill -9 loses neither.
+
 `--seed N` repeats a random run, `--model-ops N` and `--crash-rounds N` make the long ones longer.
 """
 
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.pools import PoolRig
+from tests.support.scratch import Scratch, memory
 
 # No deadlines: a shared machine is slow at times, and the daemon is another process.
 settings.register_profile(
@@ -30,6 +35,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--crash-rounds", type=int, default=None, help="rounds of the crash run")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "disk: its pools are to lie on a disk, not in memory")
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """The seed of this run, printed when a test fails."""
@@ -42,14 +51,30 @@ def seed(request: pytest.FixtureRequest) -> int:
 PoolMaker = Callable[..., PoolRig]
 
 
+@pytest.fixture(scope="session")
+def in_memory(request: pytest.FixtureRequest) -> Iterator[Scratch | None]:
+    """Where pools lie that need no disk, if there is such a place."""
+    directory = memory(request.config)
+    if directory is None:
+        yield None
+        return
+    yield Scratch(directory)
+    shutil.rmtree(directory)
+
+
 @pytest.fixture
-def new_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolMaker]:
+def new_pool(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    in_memory: Scratch | None,
+) -> Iterator[PoolMaker]:
     """Makes pools, and fails the test when a checker has a word against one of them at its end.
 
     `new_pool(size=..., block_size=..., start=True)`; the directory's name is short because a Unix
     socket's path must fit 108 bytes.
     """
-    base = tmp_path_factory.mktemp("t")
+    on_disk = any(request.node.get_closest_marker(mark) for mark in ("disk", "slow"))
+    base = (tmp_path_factory if on_disk or in_memory is None else in_memory).mktemp("t")
     rigs: list[PoolRig] = []
 
     def make(
@@ -68,6 +93,8 @@ def new_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolMaker]:
 
     yield make
     complaints = [line for rig in rigs for line in rig.dispose()]
+    if not on_disk and in_memory is not None:
+        shutil.rmtree(base, ignore_errors=True)
     if complaints:
         pytest.fail("\n".join(complaints))
 

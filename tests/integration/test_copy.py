@@ -12,6 +12,8 @@ from tests.support.client import merged
 from tests.support.pools import PoolRig
 from tests.support.tools import run, run_json
 
+pytestmark = pytest.mark.disk
+
 MIB = 1 << 20
 SIZE = 40 * MIB
 

@@ -9,6 +9,8 @@ from tests.support.agreement import disagreements
 from tests.support.fio import fio
 from tests.support.pools import PoolRig
 
+pytestmark = pytest.mark.disk
+
 GLOBAL = """
 [global]
 ioengine=nbd

@@ -8,6 +8,8 @@ import pytest
 from tests.support.pools import PoolRig
 from tests.support.tools import run_json
 
+pytestmark = pytest.mark.disk
+
 
 def disk_under(path: str) -> Path | None:
     """The sysfs directory of the disk that holds the file, if there is one disk."""

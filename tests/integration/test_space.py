@@ -14,6 +14,8 @@ from tests.support.inflight import InflightClient, Pump
 from tests.support.pools import PoolRig
 from tests.support.tools import PATIENCE
 
+pytestmark = pytest.mark.disk
+
 BLOCK = 65536
 MIB = 1 << 20
 

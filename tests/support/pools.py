@@ -100,10 +100,19 @@ class PoolRig:
         lines = out.split()
         uris = [word for word in lines if word.startswith(("nbd+unix:", "nbd:", "nbds"))]
         assert uris, f"`thinpool start` printed no URI: {out!r}"
-        self._note_sockets()
+        sockets = parse_qs(urlsplit(uris[0]).query).get("socket")
+        self._socket = sockets[0] if sockets else None
+        if self._socket is not None:
+            # Beside it in the run directory; asked itself, which saves the start of a command.
+            self._control = str(Path(self._socket).with_name("control.sock"))
+            with Rpc(self._control) as rpc:
+                self._pid = int(rpc.call("status")["pid"])
+        else:
+            self._note_sockets()
         return uris[0]
 
     def _note_sockets(self) -> None:
+        """Takes a daemon that somebody else started, as `status` describes it."""
         status = self.status()
         self._pid = int(status["pid"])
         self._control = status["control_socket"]
@@ -259,8 +268,12 @@ class PoolRig:
         For a pool at rest: both are asked about the last commit.
         """
         complaints = []
-        listed = {int(entry["id"]): entry for entry in self.volumes().values()}
-        status = self.status()
+        if self._control is not None:
+            with self.rpc() as rpc:
+                volumes, status = rpc.call("list")["volumes"], rpc.call("status")
+        else:
+            volumes, status = self.json("list")["volumes"], self.status()
+        listed = {int(entry["id"]): entry for entry in volumes}
         if set(listed) != set(dumped.devices):
             complaints.append(f"devices {sorted(dumped.devices)} but volumes {sorted(listed)}")
         block = int(status["block_size"])
