@@ -77,7 +77,7 @@ class Machine:
         disks: Sequence[Path] = (),
         modules: Sequence[str] = (),
         memory_mib: int = 512,
-        limit_s: float = 240.0,
+        limit_s: float = 420.0,
     ) -> None:
         self.directory = directory
         self.disks = list(disks)
