@@ -20,6 +20,8 @@ MEMORY = Path("/dev/shm")
 # All that the tests of the verbs leave is far below this.
 ROOM = 4 << 30
 _PIECE = 1 << 20
+# Behind it stands the process, so that what a killed run left is known for what it is.
+_PREFIX = "thinpoold-test-"
 
 
 class Scratch:
@@ -45,13 +47,22 @@ def memory(config: pytest.Config) -> Path | None:
     try:
         if shutil.disk_usage(MEMORY).free < ROOM:
             return None
-        directory = Path(tempfile.mkdtemp(prefix="thinpoold-", dir=MEMORY))
+        _sweep()
+        directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=MEMORY))
     except OSError:
         return None
     if _will_do(directory / "probe"):
         return directory
     shutil.rmtree(directory)
     return None
+
+
+def _sweep() -> None:
+    """Remove what runs that were killed have left: memory is no place to forget files in."""
+    for left in MEMORY.glob(f"{_PREFIX}*-*"):
+        number = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if not Path("/proc", number).exists() and left.stat().st_uid == os.geteuid():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _will_do(probe: Path) -> bool:

@@ -37,6 +37,11 @@ def volume(rig: PoolRig, name: str) -> Any:
     return rig.volumes().get(name)
 
 
+def of_the_pool(volume: Any) -> Any:
+    """Return a volume without what only the machine can tell, and no pool: where it is attached."""
+    return {key: value for key, value in volume.items() if key != "attached"}
+
+
 def fill(rig: PoolRig, name: str, count: int, offset: int = 0, byte: bytes = b"x") -> None:
     """Write `count` bytes into a volume of a running pool, flushed."""
     with rig.connect(name) as client:

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from tests.integration.cli.outcomes import MIB
+from tests.integration.cli.outcomes import MIB, of_the_pool
 from tests.support.pools import PoolRig
 from tests.support.rpc import RpcError
 
@@ -15,14 +15,15 @@ def test_results_are_what_the_command_line_prints(running: PoolRig) -> None:
     running.create("a", "1M")
     with running.rpc() as rpc:
         for method, words, params in (
-            ("list", ["list"], {}),
             ("tree", ["tree"], {}),
             ("get", ["get"], {}),
-            ("info", ["info", "a"], {"name": "a"}),
             ("uri", ["uri", "a"], {"name": "a"}),
             ("status", ["status"], {}),
         ):
             assert rpc.call(method, **params) == running.json(*words), method
+        volumes = running.json("list")["volumes"]
+        assert rpc.call("list") == {"volumes": [of_the_pool(one) for one in volumes]}
+        assert rpc.call("info", name="a") == of_the_pool(running.json("info", "a"))
 
 
 def test_every_change(running: PoolRig) -> None:

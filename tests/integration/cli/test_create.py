@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.integration.cli.outcomes import GIB, refused, volume, wrong_usage
+from tests.integration.cli.outcomes import GIB, of_the_pool, refused, volume, wrong_usage
 from tests.support.pools import PoolRig
 
 
@@ -19,7 +19,7 @@ def test_it_makes_a_volume_of_that_size(rig: PoolRig) -> None:
 
 def test_json_is_the_volume_as_list_has_it(rig: PoolRig) -> None:
     made = json.loads(rig.cli("create", "json", "1M", "--json"))
-    assert made == volume(rig, "json")
+    assert made == of_the_pool(volume(rig, "json"))
 
 
 @pytest.mark.parametrize("size", ["512", "1.5M", "1T"])

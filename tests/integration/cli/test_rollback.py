@@ -1,6 +1,6 @@
 """thinpool rollback."""
 
-from tests.integration.cli.outcomes import MIB, fill, refused, volume
+from tests.integration.cli.outcomes import MIB, fill, of_the_pool, refused, volume
 from tests.support.admin import Admin
 from tests.support.pools import PoolRig
 
@@ -25,7 +25,7 @@ def test_what_it_held_is_kept(running: PoolRig) -> None:
     prepared(running, "a")
     before = volume(running, "a")
     answer = running.json("rollback", "a", "a1")
-    assert answer["volume"] == volume(running, "a")
+    assert answer["volume"] == of_the_pool(volume(running, "a"))
     assert answer["volume"]["uuid"] == before["uuid"]
     assert content(running, "a") == b"1" * MIB
     assert content(running, "a1") == b"1" * MIB

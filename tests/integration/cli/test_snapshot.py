@@ -2,7 +2,7 @@
 
 import json
 
-from tests.integration.cli.outcomes import MIB, fill, refused, volume, wrong_usage
+from tests.integration.cli.outcomes import MIB, fill, of_the_pool, refused, volume, wrong_usage
 from tests.support.pools import PoolRig
 
 
@@ -24,7 +24,7 @@ def test_several_at_one_instant(rig: PoolRig) -> None:
         ("c1", "c"),
         ("b2", "b"),
     ]
-    assert answer["volumes"] == [volume(rig, name) for name in ("b1", "c1", "b2")]
+    assert answer["volumes"] == [of_the_pool(volume(rig, name)) for name in ("b1", "c1", "b2")]
     assert rig.status()["transaction_id"] == before + 1
 
 
