@@ -54,6 +54,9 @@ SECTOR = 512
 FAILURES = (Corrupt, StoreError, NoMetadataSpace)
 """What the metadata raises when the store, or what is in it, is at fault."""
 
+WRITE_OUT_BYTES = 64 << 20
+"""With more than this unwritten, the page cache is told to write, once a second."""
+
 _AGE_TICKS = 30
 _IDLE_SECONDS = 300.0
 
@@ -339,3 +342,6 @@ class Core:
                 self.metadata.age(_IDLE_SECONDS)
         if not self.modes.lost_data:
             self.commit_if_dirty()
+        if self.device.unwritten > WRITE_OUT_BYTES:
+            # Overwriting in place gives a commit nothing to do; a flush would find it all.
+            self.device.start_writing()

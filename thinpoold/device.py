@@ -23,7 +23,7 @@ import stat
 from pathlib import Path
 from typing import Self, TypeAlias
 
-from thinpoold import fallocate
+from thinpoold import fallocate, writeout
 from thinpoold.errors import DeviceError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -45,6 +45,9 @@ class DataDevice:
         self.read_only = read_only
         self.regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self.size = self._find_size()
+        # About how many bytes were written since the last flush or `start_writing`: threads may
+        # overtake each other, and nothing depends on it.
+        self.unwritten = 0
         self._can_zero = True
         self._can_copy = True
 
@@ -90,6 +93,7 @@ class DataDevice:
         """Write `data` at `offset`."""
         try:
             done = os.pwritev(self.fd, (data,), offset)
+            self.unwritten += done
             if done != len(data):
                 self._write_on([data], done, offset)
         except OSError as error:
@@ -99,6 +103,7 @@ class DataDevice:
         """Write several buffers, one behind the other, from `offset` on."""
         try:
             done = os.pwritev(self.fd, parts[:_MAX_BUFFERS], offset)
+            self.unwritten += done
             if done != sum(map(len, parts)):
                 self._write_on(parts, done, offset)
         except OSError as error:
@@ -129,10 +134,16 @@ class DataDevice:
 
     def flush(self) -> None:
         """Make everything written so far durable."""
+        self.unwritten = 0
         try:
             os.fdatasync(self.fd)
         except OSError as error:
             raise failure("flush of the data device", error) from None
+
+    def start_writing(self) -> None:
+        """Start to write out what is in the page cache, so that the next flush has less to do."""
+        self.unwritten = 0
+        writeout.start_writing(self.fd)
 
     # --- space ----------------------------------------------------------------------------------
 
