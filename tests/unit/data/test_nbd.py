@@ -1,0 +1,204 @@
+"""The plugin's functions, with a stand-in for the module that nbdkit has within itself."""
+
+import errno
+import importlib
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.data.rigs import BLOCK, Rig
+from thinpoold import admin
+from thinpoold.access import Peer
+from thinpoold.errors import NoSuchVolume, ThinPoolError
+
+PLUGIN = Path(__file__).resolve().parents[3] / "plugins" / "thinpool.py"
+
+# What nbdkit's Python plugin calls, of what a volume needs.
+CALLBACKS = (
+    *("thread_model", "config", "config_complete", "after_fork", "cleanup"),
+    *("list_exports", "default_export", "open", "close", "export_description"),
+    *("get_size", "block_size", "is_rotational", "can_write", "can_flush", "can_trim", "can_zero"),
+    *("can_fast_zero", "can_extents", "can_multi_conn", "can_fua", "can_cache"),
+    *("pread", "pwrite", "flush", "trim", "zero", "extents", "cache"),
+)
+
+
+class Nbdkit(types.ModuleType):
+    """The module `nbdkit`, as far as the plugin uses it. `errors` is what was set."""
+
+    THREAD_MODEL_PARALLEL = 3
+    EXTENT_HOLE, EXTENT_ZERO = 1, 2
+    FUA_NATIVE, CACHE_NATIVE = 2, 2
+    FLAG_MAY_TRIM, FLAG_FUA, FLAG_REQ_ONE, FLAG_FAST_ZERO = 1, 2, 4, 8
+
+    def __init__(self) -> None:
+        super().__init__("nbdkit")
+        self.name = ""
+        self.errors: list[int] = []
+
+    def export_name(self) -> str:
+        return self.name
+
+    def set_error(self, number: int) -> None:
+        self.errors.append(number)
+
+
+@pytest.fixture
+def nbdkit(monkeypatch: pytest.MonkeyPatch) -> Nbdkit:
+    module = Nbdkit()
+    monkeypatch.setitem(sys.modules, "nbdkit", module)
+    return module
+
+
+@pytest.fixture
+def plugin(nbdkit: Nbdkit, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`thinpoold.nbd` over the rig's pool, as after `after_fork`."""
+    monkeypatch.delitem(sys.modules, "thinpoold.nbd", raising=False)
+    module = importlib.import_module("thinpoold.nbd")
+    monkeypatch.setattr(module, "_pool", rig.pool, raising=False)
+    monkeypatch.setattr(module, "_runtime", types.SimpleNamespace(stopping=False), raising=False)
+    monkeypatch.setattr(module.peers, "current", Peer)
+    # A thread of Python's own keeps its state without our help.
+    monkeypatch.setattr(module.Kept, "keep", lambda self: None)
+    yield module
+    monkeypatch.delitem(sys.modules, "thinpoold.nbd", raising=False)
+
+
+def connect(plugin: Any, nbdkit: Nbdkit, name: str, readonly: bool = False) -> Any:
+    nbdkit.name = name
+    return plugin.open(int(readonly))
+
+
+def dirty(rig: Rig) -> bool:
+    """Whether there is anything to commit."""
+    return rig.pool.metadata.dirty
+
+
+def test_the_script_has_every_callback_and_nothing_private(plugin: Any) -> None:
+    found: dict[str, Any] = {}
+    exec(compile(PLUGIN.read_text(), str(PLUGIN), "exec"), found)
+    assert found["API_VERSION"] == 2
+    for name in CALLBACKS:
+        assert callable(found[name]), name
+    assert found["thread_model"]() == 3
+
+
+def test_reads_writes_and_flags(plugin: Any, nbdkit: Nbdkit, rig: Rig) -> None:
+    admin.create(rig.pool, "v", 8 * BLOCK)
+    h = connect(plugin, nbdkit, "v")
+    assert plugin.get_size(h) == 8 * BLOCK
+    plugin.pwrite(h, memoryview(b"x" * 1000), 500, 0)
+    buffer = memoryview(bytearray(2000))
+    plugin.pread(h, buffer, 0, 0)
+    assert bytes(buffer) == bytes(500) + b"x" * 1000 + bytes(500)
+    assert dirty(rig)
+    plugin.pwrite(h, memoryview(b"y"), 3 * BLOCK, nbdkit.FLAG_FUA)
+    assert not dirty(rig)
+    plugin.zero(h, BLOCK, 3 * BLOCK, nbdkit.FLAG_MAY_TRIM)
+    assert plugin.extents(h, 8 * BLOCK, 0, 0) == [(0, BLOCK, 0), (BLOCK, 7 * BLOCK, 3)]
+    assert plugin.extents(h, 8 * BLOCK, 0, nbdkit.FLAG_REQ_ONE) == [(0, BLOCK, 0)]
+    plugin.zero(h, BLOCK, 5 * BLOCK, nbdkit.FLAG_FUA)
+    assert not dirty(rig)
+    plugin.cache(h, BLOCK, 0, 0)
+    plugin.trim(h, BLOCK, 0, nbdkit.FLAG_FUA)
+    assert not dirty(rig)
+    plugin.pwrite(h, memoryview(b"z"), BLOCK, 0)
+    plugin.flush(h, 0)
+    assert not dirty(rig)
+    plugin.close(h)
+    assert admin.status(rig.pool)["clients"] == 0
+
+
+def test_what_a_volume_can_do_is_said_honestly(plugin: Any, nbdkit: Nbdkit, rig: Rig) -> None:
+    admin.create(rig.pool, "rw", BLOCK)
+    admin.create(rig.pool, "ro", BLOCK, read_only=True)
+    writes = ("can_write", "can_trim", "can_zero", "can_fast_zero")
+    always = ("can_flush", "can_extents", "can_multi_conn")
+    for name, readonly, able in (("rw", False, True), ("rw", True, False), ("ro", False, False)):
+        h = connect(plugin, nbdkit, name, readonly)
+        assert [getattr(plugin, call)(h) for call in writes] == [able] * len(writes)
+        assert all(getattr(plugin, call)(h) for call in always)
+        assert (plugin.can_fua(h), plugin.can_cache(h)) == (2, 2)
+        assert isinstance(plugin.is_rotational(h), bool)
+    admin.set_settings(rig.pool, {"discard": "ignore"})
+    assert not plugin.can_trim(connect(plugin, nbdkit, "rw"))
+
+
+@pytest.mark.parametrize(
+    ("size", "preferred"), [(BLOCK, BLOCK), (3 * BLOCK, BLOCK), (1 << 30, 32 << 20)]
+)
+def test_block_sizes_are_powers_of_two(
+    plugin: Any, nbdkit: Nbdkit, rig: Rig, size: int, preferred: int
+) -> None:
+    admin.create(rig.pool, "v", BLOCK)
+    h = connect(plugin, nbdkit, "v")
+    rig.pool.core.block_size = size
+    least, wanted, most = plugin.block_size(h)
+    rig.pool.core.block_size = BLOCK
+    assert (least, wanted) == (1, preferred)
+    assert most >= wanted
+
+
+def test_errors_leave_with_their_errno(plugin: Any, nbdkit: Nbdkit, rig: Rig) -> None:
+    with pytest.raises(NoSuchVolume):
+        connect(plugin, nbdkit, "nobody")
+    assert nbdkit.errors.pop() == errno.ENOENT
+    admin.create(rig.pool, "v", BLOCK)
+    admin.create(rig.pool, "ro", BLOCK, read_only=True)
+    h, ro = connect(plugin, nbdkit, "v"), connect(plugin, nbdkit, "ro")
+    calls: tuple[tuple[Callable[[], object], int], ...] = (
+        (lambda: plugin.pread(h, bytearray(10), BLOCK, 0), errno.EINVAL),
+        (lambda: plugin.pwrite(h, b"x", BLOCK, 0), errno.ENOSPC),
+        (lambda: plugin.pwrite(ro, b"x", 0, 0), errno.EPERM),
+        (lambda: plugin.zero(h, BLOCK, 0, nbdkit.FLAG_FAST_ZERO), errno.EOPNOTSUPP),
+        (lambda: plugin.trim(ro, BLOCK, 0, 0), errno.EPERM),
+        (lambda: plugin.extents(h, 2 * BLOCK, 0, 0), errno.EINVAL),
+    )
+    for call, number in calls:
+        with pytest.raises(ThinPoolError):
+            call()
+        assert nbdkit.errors.pop() == number
+    assert not nbdkit.errors
+
+
+def test_what_nobody_meant_to_raise_is_logged_in_full(
+    plugin: Any, nbdkit: Nbdkit, rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    admin.create(rig.pool, "v", BLOCK)
+    h = connect(plugin, nbdkit, "v")
+    with pytest.raises(TypeError):
+        plugin.pread(h, None, 0, 0)
+    assert nbdkit.errors == [errno.EIO]
+    assert "Traceback" in caplog.text
+
+
+def test_exports(plugin: Any, nbdkit: Nbdkit, rig: Rig) -> None:
+    assert plugin.default_export(0, 0) == ""
+    admin.create(rig.pool, "a", 10 * BLOCK)
+    assert plugin.default_export(0, 0) == "a"
+    h = connect(plugin, nbdkit, "a")
+    plugin.pwrite(h, b"x", 0, 0)
+    admin.create(rig.pool, "b", BLOCK, read_only=True)
+    assert plugin.default_export(0, 0) == ""
+    assert plugin.list_exports(0, 0) == [
+        ("a", "640K, 64K mapped"),
+        ("b", "64K, 0 mapped, read-only"),
+    ]
+    assert "640K" in plugin.export_description(h)
+
+
+def test_parameters(plugin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin, "_given", {})
+    with pytest.raises(ValueError, match="missing"):
+        plugin.config_complete()
+    with pytest.raises(ValueError, match="unknown"):
+        plugin.config("size", "1")
+    monkeypatch.chdir(tmp_path)
+    plugin.config("pool", "here")
+    plugin.config("cache-size", "32M")
+    plugin.config_complete()
+    assert plugin._given == {"pool": str(tmp_path / "here"), "cache-size": "32M"}
