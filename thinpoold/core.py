@@ -257,7 +257,9 @@ class Core:
         Outside gates. Afterwards the open transaction is whole: abandoned if a change had failed,
         committed if only a look-up had; and the pool is read-only or failed.
         """
-        if error is not None and self.modes.takes_writes:
+        if error is not None:
+            if not self.modes.takes_writes:
+                return
             log.error("metadata: %s", error)
             if isinstance(error, Corrupt):
                 with self.lock:

@@ -142,13 +142,15 @@ def _fill(core: Core, target: _Target, payload: Payload, within: int, count: int
     begin = target.data * size
     end = begin + target.blocks * size
     start, stop = begin + within, begin + within + count
-    hole = (start > begin or stop < end or payload.data is None) and device.is_zero(
-        begin, end - begin
+    first = target.old(target.first) if start > begin else None
+    last = target.old(target.first + target.blocks - 1) if stop < end else None
+    zeroes = (
+        payload.data is None or (start > begin and first is None) or (stop < end and last is None)
     )
+    hole = zeroes and device.is_zero(begin, end - begin)
     pieces: list[tuple[int, Buffer]] = []
     if start > begin:
-        old = target.old(target.first)
-        _edge(core, old, 0, begin, start - begin, hole, pieces)
+        _edge(core, first, 0, begin, start - begin, hole, pieces)
     if payload.data is not None or not hole:
         body = payload.front(count)
         if body is not None:
@@ -156,8 +158,7 @@ def _fill(core: Core, target: _Target, payload: Payload, within: int, count: int
         else:
             device.zero(start, count)
     if stop < end:
-        old = target.old(target.first + target.blocks - 1)
-        _edge(core, old, size - (end - stop), stop, end - stop, hole, pieces)
+        _edge(core, last, size - (end - stop), stop, end - stop, hole, pieces)
     _write_pieces(core, pieces)
 
 
