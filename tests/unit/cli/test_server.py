@@ -223,6 +223,7 @@ def test_when_all_are_busy_the_newcomer_is_told(path: Path, hold: Hold) -> None:
         server.close()
 
 
+@pytest.mark.slow  # was seen once, on a busy machine, to wait for its time-out
 def test_a_client_that_does_not_read_is_dropped(path: Path, hold: Hold) -> None:
     server = ControlServer(path, answer_with(hold), send_timeout=0.01)
     server.start()
