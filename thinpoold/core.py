@@ -40,6 +40,7 @@ from thinpoold.committer import INTERVAL_SECONDS, Committer, Timer
 from thinpoold.device import DataDevice
 from thinpoold.errors import ThinPoolError
 from thinpoold.modes import Mode, Modes
+from thinpoold.recent import RecentChanges
 from thinpoold.reclaim import Ranges, Reclaimer
 from thinpoold.reservations import Reservations
 from thinpoold.settings import Settings
@@ -74,9 +75,11 @@ class Core:
         device: DataDevice,
         settings: Settings,
         *,
+        recent: RecentChanges | None = None,
         read_only: bool = False,
     ) -> None:
         self.metadata = metadata
+        self.recent = recent or RecentChanges()
         self.device = device
         self.settings = settings
         self.read_only = read_only
@@ -151,6 +154,7 @@ class Core:
                 if self.modes.takes_writes and self.metadata.dirty:
                     frozen = self.metadata.freeze()
                     self.unshared.freeze()
+                    self.recent.freeze()
             self.device.flush()
             if frozen is None:
                 return
@@ -178,6 +182,7 @@ class Core:
                 mode, reason = Mode.FAILED, f"{reason}; the last commit cannot be read: {worse}"
             self._broken = None
             self.unshared.abandon()
+            self.recent.abandon()
             self.modes.degrade(mode, reason)
             for volume in self.volumes.values():
                 volume.forget()

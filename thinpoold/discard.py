@@ -66,6 +66,7 @@ def unmap(volume: Volume, begin: int, end: int) -> None:
         begin = min(end, found + PORTION_BLOCKS)
         with core.settled(), volume.gate.closed(), core.changing():
             remove(volume, found, begin)
+            core.recent.removed(volume.dev_id, found, begin)
         core.throttle()
     if core.modes.mode is Mode.OUT_OF_DATA_SPACE:
         # Writers wait for just this: do not let them wait for the second to pass.

@@ -56,6 +56,11 @@ class PoolPaths:
         return self.directory / "lock"
 
     @property
+    def recent(self) -> tuple[Path, Path]:
+        """Where changes are noted that no commit holds yet."""
+        return self.directory / "recent-0", self.directory / "recent-1"
+
+    @property
     def log(self) -> Path:
         return self.directory / "thinpoold.log"
 

@@ -33,6 +33,9 @@ from thinpoold.errors import DeviceError
 from thinpoold.make import create_pool
 from thinpoold.paths import PoolPaths, pool_paths
 from thinpoold.pool_record import PoolRecord
+from thinpoold.recent import RecentChanges
+from thinpoold.reclaim import Ranges
+from thinpoold.recovery import recover
 from thinpoold.sizes import exact_size
 from thinpoold.volume import Volume
 from thinpoold.volumes import Registry, VolumeRecord
@@ -55,6 +58,7 @@ class Pool:
         record: PoolRecord,
         *,
         paths: PoolPaths | None = None,
+        recent: RecentChanges | None = None,
         read_only: bool = False,
     ) -> None:
         self.store = store
@@ -62,7 +66,7 @@ class Pool:
         self.device = device
         self.record = record
         self.paths = paths
-        self.core = Core(metadata, device, record.settings, read_only=read_only)
+        self.core = Core(metadata, device, record.settings, recent=recent, read_only=read_only)
         self.registry = Registry(metadata)
         self.core.on_abandon = self._load
         self._own_lock: int | None = None
@@ -98,7 +102,19 @@ class Pool:
             device = DataDevice.open(record.data_file(paths.directory), read_only=read_only)
             undo.callback(device.close)
             _check_device(device, metadata, record)
-            pool = cls(store, metadata, device, record, paths=paths, read_only=read_only)
+            recent = RecentChanges(paths.recent, record.uuid)
+            freed: Ranges = []
+            if not read_only:
+                sizes = {
+                    one.dev_id: -(-one.size // record.block_size) for one in Registry(metadata)
+                }
+                freed = recover(metadata, device, recent, sizes)
+                recent.begin(metadata.generation)
+                undo.callback(recent.close)
+            pool = cls(
+                store, metadata, device, record, paths=paths, recent=recent, read_only=read_only
+            )
+            pool.core.reclaimer.add(freed)
             pool._own_lock = own_lock
             undo.pop_all()
             return pool
@@ -124,8 +140,11 @@ class Pool:
             last.callback(self.metadata.close)
             last.callback(self.device.close)
             self.core.stop()
-            if not self.core.read_only and not self.core.modes.lost_data:
+            if self.core.read_only:
+                return
+            if not self.core.modes.lost_data:
                 self.commit()
+            self.core.recent.erase()
 
     # --- volumes --------------------------------------------------------------------------------
 

@@ -215,6 +215,7 @@ def _insert(volume: Volume, target: _Target) -> None:
         ]
     )
     core.metadata.insert(volume.dev_id, first, target.data, target.blocks)
+    core.recent.inserted(volume.dev_id, first, target.data, target.blocks)
     core.reservations.provisioned(volume.uuid, target.blocks)
     volume.table.set_run(first, target.data, target.blocks, writable=True)
     if core.modes.mode is Mode.OUT_OF_DATA_SPACE:

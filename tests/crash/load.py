@@ -24,11 +24,15 @@ BLOCK = 128  # Sectors in a data block of 64 KiB.
 
 
 class Load:
-    """Volumes, their connections, and what each sector may hold. One `Load` spans all rounds."""
+    """Volumes, their connections, and what each sector may hold. One `Load` spans all rounds.
 
-    def __init__(self, pool: Served, rng: random.Random) -> None:
+    `remembers`: the machine outlives the daemon, so what was answered is there, flushed or not.
+    """
+
+    def __init__(self, pool: Served, rng: random.Random, *, remembers: bool) -> None:
         self.pool = pool
         self.rng = rng
+        self.remembers = remembers
         self.clock = Clock()
         self.volumes: verbs.Volumes = {}
         self.pump = Pump()
@@ -298,8 +302,11 @@ class Load:
             self._rpc.close()
             self._rpc = None
         self.killed = False
+        now = self.clock.tick()
         for states in self.volumes.values():
             states.busy.clear()
+            if self.remembers:
+                states.flushed(now)
         listed = Admin(self.rpc).volumes()
         if self._verb is not None:
             verb, since, _ = self._verb

@@ -18,10 +18,10 @@ from tests.support.served import Served
 class Rounds:
     """All rounds on one pool: what one leaves, the next begins with."""
 
-    def __init__(self, pool: Served, seed: int) -> None:
+    def __init__(self, pool: Served, seed: int, *, remembers: bool) -> None:
         self.pool = pool
         self.rng = random.Random(seed)
-        self.load = Load(pool, self.rng)
+        self.load = Load(pool, self.rng, remembers=remembers)
         for _ in range(2):
             name = self.load.fresh_name()
             self.load.do(verbs.Create(name, self.rng.randrange(MOST_SECTORS // 2, MOST_SECTORS)))

@@ -1,4 +1,4 @@
-"""kill -9 at random moments under load: what was durable is there, the rest is old or new.
+"""kill -9 at random moments under load: what was answered is there, the rest is old or new.
 
 After each death the pool must open at once, every sector of every volume is judged, and the
 checkers must be silent: also about blocks that nobody has.
@@ -19,7 +19,7 @@ SMALL = "26M"
 
 def test_some_rounds(new_pool: PoolMaker, seed: int, request: pytest.FixtureRequest) -> None:
     pool = new_pool(SMALL)
-    with Rounds(pool, seed) as rounds:
+    with Rounds(pool, seed, remembers=True) as rounds:
         rounds.run(request.config.getoption("--crash-rounds") or DEFAULT_ROUNDS, inspect_each=3)
         assert disagreements(pool) == []
 
@@ -35,6 +35,6 @@ def test_many_rounds(
     new_pool: PoolMaker, seed: int, options: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
     pool = new_pool(SMALL, **options)
-    with Rounds(pool, seed) as rounds:
+    with Rounds(pool, seed, remembers=True) as rounds:
         rounds.run(request.config.getoption("--crash-rounds") or SLOW_ROUNDS)
         assert disagreements(pool) == []

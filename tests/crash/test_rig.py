@@ -29,8 +29,13 @@ def fake(tmp_path: Path) -> Iterator[FakeMaker]:
 
 
 def test_rounds_are_silent_on_a_sound_server(fake: FakeMaker, seed: int) -> None:
-    with Rounds(fake(""), seed) as rounds:
+    with Rounds(fake(""), seed, remembers=False) as rounds:
         rounds.run(10)
+
+
+def test_rounds_notice_what_was_answered_and_forgotten(fake: FakeMaker) -> None:
+    with Rounds(fake(""), 1, remembers=True) as rounds, pytest.raises(Lost):
+        rounds.run(60)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +55,7 @@ def test_rounds_are_silent_on_a_sound_server(fake: FakeMaker, seed: int) -> None
     ],
 )
 def test_rounds_notice(fake: FakeMaker, fault: str) -> None:
-    with Rounds(fake(fault), 1) as rounds, pytest.raises(Lost):
+    with Rounds(fake(fault), 1, remembers=False) as rounds, pytest.raises(Lost):
         rounds.run(60)
 
 

@@ -24,7 +24,7 @@ def look(pool: PoolRig, image: Path) -> list[str]:
 
 def test_checkers_are_silent_under_load(new_pool: PoolMaker, tmp_path: Path, seed: int) -> None:
     pool = new_pool("40M")
-    load = Load(pool, random.Random(seed))
+    load = Load(pool, random.Random(seed), remembers=True)
     try:
         for name in ("one", "two"):
             load.do(verbs.Create(name, 4000))

@@ -15,7 +15,8 @@ from thinmeta.format.values import MAX_DATA_BLOCKS
 from thinmeta.spacemap.allocator import Allocator
 from thinmeta.spacemap.counts import SpaceMap
 from thinmeta.spacemap.index import TreeIndex
-from thinmeta.spacemap.withheld import Range, Withheld
+from thinmeta.spacemap.pairs import entry_set
+from thinmeta.spacemap.withheld import Range, Withheld, pieces
 from thinmeta.transaction import TransactionManager
 
 
@@ -61,6 +62,20 @@ class DataSpaceMap(SpaceMap):
             raise NoDataSpace("no data block is free")
         self.withheld.reserve(taken[0], taken[0] + taken[1])
         return taken
+
+    def reserve_these(self, begin: int, count: int) -> bool:
+        """Reserve just the blocks from `begin` on; False, and nothing done, if one is not free."""
+        end = begin + count
+        if end > self.nr_blocks:
+            return False
+        for bitmap, first, stop in pieces(begin, end):
+            wanted = entry_set(first, stop)
+            if self.free_entries(bitmap) & wanted != wanted:
+                return False
+        self.withheld.reserve(begin, end)
+        # What the search has at hand may be among them.
+        self._allocator.freed(begin)
+        return True
 
     def unreserve(self, begin: int, count: int) -> None:
         """Give reserved blocks back."""

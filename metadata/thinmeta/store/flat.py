@@ -74,6 +74,11 @@ class FlatStore:
         self._open_fd()
         return self._size
 
+    @property
+    def generation(self) -> int:
+        self._open_fd()
+        return 0
+
     @contextmanager
     def snapshot(self) -> Iterator[FlatStore]:
         self._open_fd()

@@ -150,6 +150,10 @@ class LmdbStore:
         self._open_env()
         return file_size(self.path)
 
+    @property
+    def generation(self) -> int:
+        return int(self._open_env().info()["last_txnid"])
+
     @contextmanager
     def snapshot(self) -> Iterator[LmdbSnapshot]:
         try:

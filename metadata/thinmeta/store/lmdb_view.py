@@ -125,6 +125,10 @@ class LmdbSnapshot:
         self._open_txn()
         return file_size(self._path)
 
+    @property
+    def generation(self) -> int:
+        return int(self._open_txn().id())
+
     @contextmanager
     def snapshot(self) -> Iterator[LmdbSnapshot]:
         self._open_txn()

@@ -27,6 +27,7 @@ class _State:
     blocks: dict[int, bytes] = field(default_factory=dict)
     records: dict[tuple[str, bytes], bytes] = field(default_factory=dict)
     tables: frozenset[str] = frozenset()
+    generation: int = 0
 
 
 class MemoryStore:
@@ -73,7 +74,7 @@ class MemoryStore:
             else:
                 new_records[at] = bytes(payload)
         tables = state.tables | {table for table, _ in records}
-        self._state = _State(new_blocks, new_records, tables)
+        self._state = _State(new_blocks, new_records, tables, state.generation + 1)
 
     def record(self, table: str, key: bytes) -> bytes | None:
         return self._open_state().records.get((table, key))
@@ -94,6 +95,10 @@ class MemoryStore:
     def file_size(self) -> int:
         self._open_state()
         return 0
+
+    @property
+    def generation(self) -> int:
+        return self._open_state().generation
 
     @contextmanager
     def snapshot(self) -> Iterator[MemoryStore]:

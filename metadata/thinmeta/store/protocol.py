@@ -71,6 +71,11 @@ class BlockStore(Protocol):
         """Bytes of the file in use; 0 where there is none."""
         ...
 
+    @property
+    def generation(self) -> int:
+        """Number of the last commit, one more than that of the commit before."""
+        ...
+
     def snapshot(self) -> AbstractContextManager[BlockStore]:
         """A read-only view of the last commit."""
         ...

@@ -47,6 +47,7 @@ class Devices:
         self.details = self._details.empty() if details is None else details
         self._loaded: dict[int, Device] = {}
         self._own: set[int] = set()
+        self._highest_removed = -1
         self._changed: set[int] = set()
 
     def ids(self) -> list[int]:
@@ -54,10 +55,15 @@ class Devices:
         return [dev_id for dev_id, _ in self._details.items(self.details)]
 
     def unused_id(self) -> int:
-        """An id above all in use, or the first free one.  Raises `AlreadyExists` if none is."""
+        """An id above all in use, or the first free one.  Raises `AlreadyExists` if none is.
+
+        It is above those that were removed, too: until the commit an id may still mean its former
+        device to whoever noted it.
+        """
         taken = self.ids()
-        if not taken or taken[-1] < MAX_DEVICE_ID:
-            return taken[-1] + 1 if taken else 0
+        highest = max(taken[-1] if taken else -1, self._highest_removed)
+        if highest < MAX_DEVICE_ID:
+            return highest + 1
         free = set(range(MAX_DEVICE_ID + 1)).difference(taken)
         if not free:
             raise AlreadyExists("all device ids are in use")
@@ -92,6 +98,7 @@ class Devices:
         device = self.for_change(dev_id)
         self.roots = self._roots.remove(self.roots, dev_id)
         self.details = self._details.remove(self.details, dev_id)
+        self._highest_removed = max(self._highest_removed, dev_id)
         self._loaded.pop(dev_id)
         self._own.discard(dev_id)
         self._changed.discard(dev_id)

@@ -162,6 +162,11 @@ class ThinMetadata:
         return self._metadata.nr_allocated
 
     @property
+    def generation(self) -> int:
+        """Number of the last commit, one more than that of the commit before."""
+        return self._store.generation
+
+    @property
     def dirty(self) -> bool:
         """Whether there is anything to commit."""
         return self._superblock_changed or self._tm.dirty
@@ -259,6 +264,10 @@ class ThinMetadata:
         Raises `NoDataSpace`; if `data_freed` then, a commit will make some free.
         """
         return self._data.reserve(count)
+
+    def reserve_these(self, begin: int, count: int) -> bool:
+        """Take just these data blocks, for `insert`; False if one is not free, or not there."""
+        return self._data.reserve_these(begin, count)
 
     def unreserve(self, begin: int, count: int) -> None:
         """Give back reserved blocks that were not inserted."""
