@@ -50,6 +50,16 @@ def test_what_is_committed_is_there(store: BlockStore) -> None:
     assert list(store.block_numbers()) == [0, 7]
 
 
+def test_each_commit_has_the_next_number(store: BlockStore) -> None:
+    before = store.generation
+    store.commit({7: filled(1)}, (), {})
+    with store.snapshot() as view:
+        store.commit({7: filled(2)}, (), {("fresh", b"k"): b"v"})
+        assert view.generation == before + 1
+    store.commit({7: filled(2)}, {7}, {})
+    assert store.generation == before + 3
+
+
 def test_read_hands_out_a_buffer_of_ones_own(store: BlockStore) -> None:
     data = filled(1)
     store.commit({1: data}, (), {})

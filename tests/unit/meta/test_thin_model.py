@@ -139,6 +139,16 @@ class Pool:
         self._check_reserved(begin, got)
         self.reserved.append((begin, got))
 
+    def reserve_these(self, begin: int, count: int) -> None:
+        """Just these blocks, if all of them are free."""
+        blocks = set(range(begin, begin + count))
+        taken = self.held_back() | set(self.now.owners())
+        free = begin + count <= self.now.data_blocks and not blocks & taken
+        assert self.metadata.reserve_these(begin, count) == free
+        if free:
+            self._check_reserved(begin, count)
+            self.reserved.append((begin, count))
+
     def settle(self, dev: int, block: int, pick: int, keep: bool) -> None:
         """Those blocks are written: mapped, or given back."""
         if not self.reserved:
@@ -369,6 +379,10 @@ def machine_for(image: Path) -> type[RuleBasedStateMachine]:
         def reserve(self, count: int) -> None:
             self.pool.reserve(count)
 
+        @rule(begin=st.integers(0, DATA_BLOCKS + 10), count=st.integers(1, 40))
+        def reserve_these(self, begin: int, count: int) -> None:
+            self.pool.reserve_these(begin, count)
+
         @precondition(some)
         @rule(pick=picks, block=blocks, which=picks, keep=st.booleans())
         def settle(self, pick: int, block: int, which: int, keep: bool) -> None:
@@ -446,6 +460,7 @@ def draws(rng: random.Random, pool: Pool) -> Iterator[str]:
         "break": 8,
         "remove": 14,
         "reserve": 4,
+        "reserve these": 3,
         "settle": 4,
         "look": 6,
         "snapshot": 4,
@@ -482,6 +497,8 @@ def random_run(seed: int, steps: int, check_each: int, image: Path) -> Pool:
             pool.remove(dev, begin, begin + count)
         elif kind == "reserve":
             pool.reserve(count)
+        elif kind == "reserve these":
+            pool.reserve_these(rng.randrange(pool.now.data_blocks + 10), rng.choice((1, 1, 3, 40)))
         elif kind == "settle":
             pool.settle(dev, begin, rng.getrandbits(20), rng.random() < 0.7)
         elif kind == "look":
@@ -527,6 +544,18 @@ def test_deleting_every_device_frees_every_block(seed: int, tmp_path: Path) -> N
     assert pool.metadata.data_used == 0
     assert pool.metadata.data_free == pool.now.data_blocks
     assert pool.metadata.metadata_used == empty
+
+
+def test_the_id_of_a_removed_device_is_not_given_again() -> None:
+    metadata = Pool().metadata
+    for expected in (0, 1):
+        assert metadata.new_device_id() == expected
+        metadata.create_thin(expected)
+    metadata.delete_device(1)
+    assert metadata.new_device_id() == 2
+    metadata.commit()
+    metadata.create_thin((1 << 24) - 1)
+    assert metadata.new_device_id() == 1
 
 
 def test_what_is_not_there_is_not_found() -> None:
