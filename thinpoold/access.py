@@ -62,12 +62,13 @@ class TooManyClients(UserError):
 
 @dataclass(frozen=True)
 class Peer:
-    """Who asks: user and group by a Unix socket, else None; the address, else None."""
+    """Who asks: user, group and process by a Unix socket, else None; the address, else None."""
 
     uid: int | None = None
     gid: int | None = None
     address: Address | None = None
     tls: bool = False
+    pid: int | None = None
 
     def __str__(self) -> str:
         if self.uid is not None:

@@ -89,11 +89,12 @@ _runtime: runtime.Runtime
 class Connection:
     """One client's connection to one volume."""
 
-    __slots__ = ("kept", "read_only", "volume")
+    __slots__ = ("kept", "opening", "read_only", "volume")
 
     def __init__(self, volume: Volume, read_only: bool) -> None:
         self.volume = volume
         self.read_only = read_only
+        self.opening = _pool.openers.add(volume.uuid, peer, read_only)
         self.kept = Kept()
 
 
@@ -217,12 +218,13 @@ def open(readonly: int) -> Connection:
         name,
         lambda record, clients: access.admit(peer, record.name, record.allow, clients, most),
     )
-    return Connection(volume, bool(readonly) or volume.read_only)
+    return Connection(volume, bool(readonly) or volume.read_only, peer)
 
 
 def close(h: Connection) -> None:
     h.kept.release()
     _pool.close_volume(h.volume)
+    _pool.openers.remove(h.opening)
 
 
 # --- what a volume can do ---------------------------------------------------------------------

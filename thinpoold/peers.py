@@ -31,7 +31,14 @@ def current() -> Peer:
     family = int.from_bytes(name.raw[:2], sys.byteorder)
     if family == socket.AF_UNIX:
         uid, gid = server.nbdkit_peer_uid(), server.nbdkit_peer_gid()
-        return Peer(uid if uid >= 0 else None, gid if gid >= 0 else None, tls=tls)
+        pid = server.nbdkit_peer_pid()
+        return Peer(
+            uid if uid >= 0 else None,
+            gid if gid >= 0 else None,
+            tls=tls,
+            # 0 is one that this process cannot see.
+            pid=pid if pid > 0 else None,
+        )
     return Peer(address=address_in(name.raw), tls=tls)
 
 
@@ -49,6 +56,6 @@ def address_in(name: bytes) -> Address | None:
 @functools.cache
 def _server() -> ctypes.CDLL:
     server = ctypes.CDLL(None)
-    for function in (server.nbdkit_peer_uid, server.nbdkit_peer_gid):
+    for function in (server.nbdkit_peer_uid, server.nbdkit_peer_gid, server.nbdkit_peer_pid):
         function.restype = ctypes.c_int64
     return server

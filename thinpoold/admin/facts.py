@@ -150,6 +150,7 @@ def _describe(pool: Pool, record: VolumeRecord) -> Fact:
         "created": record.created,
         "read_only": record.read_only,
         "clients": clients,
+        "opened_by": pool.openers.of(record.uuid),
     }
 
 

@@ -10,6 +10,9 @@ from thinpoold.cli.backend import Backend
 from thinpoold.cli.options import Name, chosen_pool, json_option, verb
 from thinpoold.paths import PoolPaths
 
+# `list` names so many clients of a volume; `info` names all.
+_LISTED = 2
+
 
 @verb("list")
 @json_option
@@ -17,7 +20,8 @@ def list_(pool: str | None, as_json: bool) -> None:
     """List the volumes of a pool.
 
     MAPPED is what a volume has written or shares, EXCLUSIVE what only it uses and deleting it
-    would free. ATTACHED says which device of this machine it is, and where that is mounted.
+    would free. OPEN BY names the clients: a process, its id and user, or an address; xN for N
+    connections. ATTACHED says which device of this machine it is, and where that is mounted.
 
     \b
     Examples:
@@ -118,7 +122,7 @@ def _row(volume: dict[str, Any]) -> tuple[str, ...]:
         "ro" if volume["read_only"] else "rw",
         volume["origin"] or "-",
         output.moment(volume["created"]),
-        _open_by(volume["clients"]),
+        _open_by(volume["opened_by"], most=_LISTED),
     )
 
 
@@ -133,8 +137,25 @@ def _attached(facts: list[dict[str, Any]]) -> str:
     return ", ".join(" on ".join((fact["device"], *fact["mounts"])) for fact in facts) or "-"
 
 
-def _open_by(clients: int) -> str:
-    return output.plural(clients, "client") if clients else "-"
+def _open_by(clients: list[dict[str, Any]], most: int | None = None) -> str:
+    told = [_client(one) for one in clients[:most]]
+    if len(clients) > len(told):
+        told.append(f"and {len(clients) - len(told)} more")
+    return ", ".join(told) or "-"
+
+
+def _client(client: dict[str, Any]) -> str:
+    """Name one client: 'nbd-client[123] (root) x4 ro', '192.0.2.7 tls'."""
+    pid, user = client["pid"], client["user"] or client["uid"]
+    who = client["address"] or f"{client['command'] or 'process'}[{pid if pid else '?'}]"
+    words = [who, *([f"({user})"] if user is not None else [])]
+    if client["connections"] > 1:
+        words.append(f"x{client['connections']}")
+    if client["tls"]:
+        words.append("tls")
+    if client["read_only"]:
+        words.append("ro")
+    return " ".join(words)
 
 
 def _grow_tree(
@@ -166,6 +187,8 @@ def _value(key: str, value: Any) -> str:
         return f"{output.size(value)} ({value} bytes)" if value else "0"
     if key == "created":
         return output.moment(value)
+    if key == "opened_by":
+        return _open_by(value)
     if key == "attached":
         return _attached(value)
     if isinstance(value, dict):

@@ -163,7 +163,10 @@ METHODS: dict[str, Method] = {
             "list",
             "List the volumes.",
             "`volumes`: for each `name`, `id`, `uuid`, `size`, `mapped`, `exclusive`, `origin` "
-            "(a name or null), `created` (UTC, ISO 8601), `read_only`, `clients`",
+            "(a name or null), `created` (UTC, ISO 8601), `read_only`, `clients` (how many "
+            "connections), `opened_by`: for each client `pid`, `command`, `uid` and `user` of its "
+            "process (null over a network), `address` (null at a Unix socket), `tls`, `read_only`, "
+            "`connections`, `since`; what is not known is null",
             _admin("list_volumes"),
         ),
         Method(

@@ -1,7 +1,23 @@
 """thinpool list."""
 
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
 from tests.integration.cli.outcomes import MIB, fill, wrong_usage
 from tests.support.pools import PoolRig
+
+# Opens a volume, says its size, and keeps it open until its stdin ends.
+_CLIENT = """
+import nbd, sys
+client = nbd.NBD()
+client.connect_uri(sys.argv[1])
+print(client.get_size(), flush=True)
+sys.stdin.read()
+"""
 
 FIELDS = {
     "name",
@@ -14,6 +30,7 @@ FIELDS = {
     "created",
     "read_only",
     "clients",
+    "opened_by",
 }
 
 
@@ -55,7 +72,30 @@ def test_what_each_holds_and_who_has_it_open(running: PoolRig) -> None:
         assert (entry["mapped"], entry["exclusive"], entry["clients"]) == (2 * MIB, 2 * MIB, 2)
         row = next(line for line in running.cli("list").splitlines() if line.startswith("b "))
         assert row.split()[2:4] == ["2M", "2M"]
-        assert row.endswith("2 clients")
+        (client,) = entry["opened_by"]
+        own = {"pid": os.getpid(), "uid": os.geteuid(), "connections": 2, "address": None}
+        assert client.items() >= {**own, "tls": False, "read_only": False}.items()
+        assert client["command"] in Path("/proc/self/comm").read_text()
+        since = datetime.fromisoformat(client["since"])
+        assert timedelta() <= datetime.now(UTC) - since < timedelta(minutes=10)
+        who = f"{client['command']}[{os.getpid()}] ({client['user']}) x2"
+        assert row.endswith(who)
+        assert who in running.cli("info", "b")
+
+
+def test_processes_are_apart_and_the_first_are_named(running: PoolRig) -> None:
+    running.create("c", "8M")
+    assert running.volumes()["c"]["opened_by"] == []
+    with ExitStack() as stack:
+        for _ in range(3):
+            command = [sys.executable, "-P", "-c", _CLIENT, running.uri("c")]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            stack.enter_context(process)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"%d\n" % (8 * MIB)
+        row = next(line for line in running.cli("list").splitlines() if line.startswith("c "))
+        assert row.endswith(", and 1 more")
+        assert len(running.volumes()["c"]["opened_by"]) == 3
 
 
 def test_the_pool_may_be_named_before_or_after_the_verb(rig: PoolRig) -> None:

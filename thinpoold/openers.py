@@ -1,0 +1,102 @@
+"""Who has which volume open: what `list` tells of clients, one for all connections alike.
+
+A client is a process at a Unix socket, or an address. What the kernel's nbd has open is known by
+the process that handed it the connection, which may be gone.
+
+Thread-safety: any thread.
+"""
+
+from __future__ import annotations
+
+import pwd
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from thinpoold.access import Peer
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who has a volume open, and how. `command` is the process's name, as it was then."""
+
+    peer: Peer
+    command: str | None
+    read_only: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Opening:
+    """One connection that has a volume open since then; each is one of its own."""
+
+    volume: bytes
+    client: Client
+    since: datetime
+
+
+class Openers:
+    """All connections that have a volume open."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Guarded by the lock; in the order in which they came.
+        self._openings: dict[Opening, None] = {}
+
+    def add(self, volume: bytes, peer: Peer, read_only: bool) -> Opening:
+        """Note a connection that has opened the volume with this uuid."""
+        client = Client(peer, command_of(peer.pid), read_only)
+        opening = Opening(volume, client, datetime.now(UTC))
+        with self._lock:
+            self._openings[opening] = None
+        return opening
+
+    def remove(self, opening: Opening) -> None:
+        """Forget a connection that has ended."""
+        with self._lock:
+            del self._openings[opening]
+
+    def of(self, volume: bytes) -> list[dict[str, Any]]:
+        """Say who has a volume open, who came first before the others."""
+        with self._lock:
+            found = [one for one in self._openings if one.volume == volume]
+        counts = Counter(one.client for one in found)
+        first = {one.client: one.since for one in reversed(found)}
+        return [
+            {
+                "pid": client.peer.pid,
+                "command": client.command,
+                "uid": client.peer.uid,
+                "user": user_name(client.peer.uid),
+                "address": str(client.peer.address) if client.peer.address is not None else None,
+                "tls": client.peer.tls,
+                "read_only": client.read_only,
+                "connections": count,
+                "since": first[client].isoformat(timespec="seconds").replace("+00:00", "Z"),
+            }
+            for client, count in counts.items()
+        ]
+
+
+def command_of(pid: int | None, proc: Path = PROC) -> str | None:
+    """Return a process's name; None when there is none, or it is hidden from us."""
+    if pid is None:
+        return None
+    try:
+        name = (proc / str(pid) / "comm").read_bytes().decode(errors="replace").rstrip("\n")
+    except OSError:
+        return None
+    # A process names itself: what it chose is not to control a terminal.
+    return "".join(one if one.isprintable() else "?" for one in name)
+
+
+def user_name(uid: int | None) -> str | None:
+    """Return a user's name; None for one without."""
+    try:
+        return pwd.getpwuid(uid).pw_name if uid is not None else None
+    except KeyError:
+        return None
