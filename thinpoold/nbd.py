@@ -91,7 +91,7 @@ class Connection:
 
     __slots__ = ("kept", "opening", "read_only", "volume")
 
-    def __init__(self, volume: Volume, read_only: bool) -> None:
+    def __init__(self, volume: Volume, read_only: bool, peer: access.Peer) -> None:
         self.volume = volume
         self.read_only = read_only
         self.opening = _pool.openers.add(volume.uuid, peer, read_only)
@@ -223,8 +223,8 @@ def open(readonly: int) -> Connection:
 
 def close(h: Connection) -> None:
     h.kept.release()
-    _pool.close_volume(h.volume)
     _pool.openers.remove(h.opening)
+    _pool.close_volume(h.volume)
 
 
 # --- what a volume can do ---------------------------------------------------------------------

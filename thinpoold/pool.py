@@ -31,8 +31,8 @@ from thinpoold.core import Core
 from thinpoold.device import DataDevice
 from thinpoold.errors import DeviceError
 from thinpoold.make import create_pool
-from thinpoold.paths import PoolPaths, pool_paths
 from thinpoold.openers import Openers
+from thinpoold.paths import PoolPaths, pool_paths
 from thinpoold.pool_record import PoolRecord
 from thinpoold.recent import RecentChanges
 from thinpoold.reclaim import Ranges
@@ -69,8 +69,8 @@ class Pool:
         self.paths = paths
         self.core = Core(metadata, device, record.settings, recent=recent, read_only=read_only)
         self.registry = Registry(metadata)
-        self.core.on_abandon = self._load
         self.openers = Openers()
+        self.core.on_abandon = self._load
         self._own_lock: int | None = None
         self._closed = False
         self._count_reservations()
