@@ -107,10 +107,14 @@ class Core:
         # How often the timer has come round; it goes up while the pool is alive.
         self.ticks = 0
         if metadata.needs_check and not read_only:
-            self.modes.degrade(Mode.READ_ONLY, "its metadata needs a check", lost_data=False)
+            self.modes.begin_read_only(
+                "its metadata needs a check: 'thinpool check --clear-needs-check'"
+            )
 
     def start(self) -> None:
         """Start the threads that commit each second and reclaim what commits free."""
+        if self.modes.reason:
+            log.error("pool mode: %s: %s", self.modes.mode.value, self.modes.reason)
         self.timer.start()
         self.reclaim_timer.start()
 

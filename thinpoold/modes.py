@@ -64,6 +64,11 @@ class Modes:
         self._freed = 0
         self._ending = False
 
+    def begin_read_only(self, reason: str) -> None:
+        """The pool is opened in this mode, for this reason; it has lost nothing."""
+        with self._changed:
+            self.mode, self.reason = Mode.READ_ONLY, reason
+
     @property
     def takes_writes(self) -> bool:
         """Whether mapped blocks may be written."""

@@ -1,20 +1,23 @@
 """`thinpool check` and `thinpool export-metadata`.
 
 Both open the metadata themselves and read its last commit, so they take no lock, and a running pool
-neither waits for them nor they for it.
+neither waits for them nor they for it. Only `check --clear-needs-check` writes, and holds the lock
+from before the check: what it clears is the mark of what it looked at.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from thinpoold import lock
 from thinpoold.cli import output
-from thinpoold.cli.options import Text, chosen_pool, json_option, verb
-from thinpoold.errors import DeviceError, UserError
+from thinpoold.cli.options import Text, chosen_pool, json_option, pool_argument, verb
+from thinpoold.errors import DeviceError, PoolLocked, UserError
 from thinpoold.paths import PoolPaths
 from thinpoold.progress import Progress
 
@@ -24,28 +27,54 @@ if TYPE_CHECKING:
 
 
 @verb("check")
+@pool_argument
+@click.option(
+    "--clear-needs-check",
+    "clear",
+    is_flag=True,
+    help="If all is sound, let a pool that was marked as in need of a check take writes again.",
+)
 @json_option
 @click.pass_context
-def check(context: click.Context, pool: str | None, as_json: bool) -> None:
-    """Check all metadata of a pool: every checksum, order and count.
+def check(
+    context: click.Context, pool_word: str | None, pool: str | None, clear: bool, as_json: bool
+) -> None:
+    """Check all metadata of POOL: every checksum, order and count.
 
     It works on a running pool too, on its last commit, without holding it up. Every problem gets a
     line on stdout that says where, what and of which kind.
 
+    A pool that met damage is marked as in need of a check, and opens read-only from then on, also
+    when the damage is gone. --clear-needs-check takes the mark away, if the check finds nothing.
+    For that the pool must be stopped.
+
     \b
     Examples:
-      thinpool -p mypool check
-      thinpool -p mypool check --json
+      thinpool check mypool
+      thinpool check mypool --json
+      thinpool stop mypool && thinpool check mypool --clear-needs-check
 
-    Exit status: 0 all is sound; 1 something is not, or it could not be checked.
+    Exit status: 0 all is sound; 1 something is not, it could not be checked, or the pool runs and
+    its mark cannot be cleared.
     """
-    paths = chosen_pool(pool).require_pool()
-    with Progress(f"checking pool {paths.name}") as progress:
-        result = _check(paths, progress)
+    paths = chosen_pool(pool, pool_word).require_pool()
+    with ExitStack() as stack:
+        if clear:
+            stack.enter_context(_stopped(paths))
+        with Progress(f"checking pool {paths.name}") as progress:
+            result = _check(paths, progress)
+        marked = result.needs_check
+        if clear and marked and result.ok:
+            _clear_needs_check(paths)
+            result = dataclasses.replace(result, needs_check=False)
     if as_json:
         output.emit_json(result.to_json())
     else:
         _tell(result)
+        if clear and result.ok:
+            output.emit(
+                "it takes writes again" if marked else "it was not marked: nothing to clear"
+            )
     if not result.ok:
         count = output.plural(len(result.errors), "problem")
         output.note(
@@ -105,6 +134,41 @@ def _check(paths: PoolPaths, progress: Progress) -> "CheckResult":
 
 
 @contextmanager
+def _stopped(paths: PoolPaths) -> Iterator[None]:
+    """The pool's lock. Raises PoolLocked while it runs, or another command changes it."""
+    try:
+        lock_fd = lock.acquire(paths, "thinpool check --clear-needs-check")
+    except PoolLocked as error:
+        if lock.holder(paths).what != lock.DAEMON:
+            raise
+        raise PoolLocked(
+            f"pool {paths.directory} runs, process {error.pid}: to clear its mark, stop it first "
+            "with 'thinpool stop'",
+            error.pid,
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(lock_fd)
+
+
+def _clear_needs_check(paths: PoolPaths) -> None:
+    from thinmeta.store.lmdb import LmdbStore
+    from thinmeta.thin import ThinMetadata
+
+    store = LmdbStore(paths.metadata)
+    try:
+        metadata = ThinMetadata.open(store)
+        try:
+            metadata.set_needs_check(False)
+            metadata.commit()
+        finally:
+            metadata.close()
+    finally:
+        store.close()
+
+
+@contextmanager
 def _opened(paths: PoolPaths) -> Iterator["LmdbStore"]:
     from thinmeta.store.lmdb import LmdbStore
 
@@ -153,3 +217,8 @@ def _tell(result: "CheckResult") -> None:
         f"{output.plural(facts['metadata_used'], 'metadata block')} in use, "
         f"{output.plural(result.leaked_blocks + result.leaked_metadata_blocks, 'block')} leaked"
     )
+    if result.ok and result.needs_check:
+        output.emit(
+            "it is marked as in need of a check, and opens read-only: stop it, and run "
+            "'thinpool check --clear-needs-check'"
+        )

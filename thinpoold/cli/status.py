@@ -38,7 +38,8 @@ def _text(status: dict[str, Any]) -> str:
     data, metadata = status["data"], status["metadata"]
     mode = _MODES.get(status["mode"], status["mode"])
     if status["needs_check"]:
-        mode += "; it needs a check: run 'thinpool check'"
+        todo = "stop it, and run 'thinpool check --clear-needs-check'"
+        mode = f"{status['mode']}; it needs a check: {todo}"
     running = f"yes, process {status['pid']}" if status.get("running") else "no"
     rows = [
         ("pool", f"{status['name']}  {status['uuid']}"),

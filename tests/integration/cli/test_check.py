@@ -7,6 +7,9 @@ from pathlib import Path
 from tests.conftest import PoolMaker
 from tests.integration.cli.outcomes import MIB, fill, refused, volume
 from tests.support.pools import PoolRig
+from thinmeta.store.lmdb import LmdbStore
+from thinpoold.pool import Pool
+from thinpoold.volumes import new_record
 
 
 def test_a_sound_pool(rig: PoolRig) -> None:
@@ -58,6 +61,63 @@ def test_damage_is_told_and_the_status_is_1(new_pool: PoolMaker) -> None:
     report = json.loads(told.stdout)
     assert report["ok"] is False
     assert report["errors"][0].keys() == {"kind", "where", "message"}
+
+
+def mark(rig: PoolRig) -> None:
+    """What a daemon does that met damage."""
+    pool = Pool.open(rig.directory)
+    with pool.core.lock:
+        pool.metadata.set_needs_check(True)
+    pool.close()
+
+
+def test_a_mark_is_cleared_by_a_check_that_finds_nothing(new_pool: PoolMaker) -> None:
+    rig = new_pool(start=False)
+    rig.create("a", "1M")
+    mark(rig)
+    told = rig.run("check")
+    assert told.returncode == 0
+    assert "--clear-needs-check" in told.stdout
+    assert "--clear-needs-check" in refused(rig, "create", "b", "1M", says="needs a check")
+    assert rig.json("check", "--clear-needs-check")["needs_check"] is False
+    assert rig.json("check")["needs_check"] is False
+    rig.create("b", "1M")
+    # Once more does no harm.
+    before = rig.json("check")["transaction_id"]
+    assert "nothing to clear" in rig.cli("check", "--clear-needs-check")
+    assert rig.json("check")["transaction_id"] == before
+
+
+def test_the_mark_of_a_running_pool_stays(new_pool: PoolMaker) -> None:
+    rig = new_pool(start=False)
+    mark(rig)
+    rig.start()
+    for words in (["--clear-needs-check"], ["--clear-needs-check", "--json"]):
+        refused(rig, "check", *words, says="'thinpool stop'")
+    assert rig.json("check")["needs_check"] is True
+    status = rig.status()
+    assert (status["mode"], status["needs_check"]) == ("read-only", True)
+    assert "--clear-needs-check" in rig.cli("status")
+    rig.stop()
+    rig.cli("check", str(rig.directory), "--clear-needs-check")
+    rig.start()
+    assert rig.status()["mode"] == "write"
+
+
+def test_the_mark_of_a_damaged_pool_stays(new_pool: PoolMaker) -> None:
+    rig = new_pool(start=False)
+    mark(rig)
+    # A volume's record without a device: not for the metadata's walk, for the audit's.
+    store = LmdbStore(rig.directory / "metadata.lmdb")
+    record = new_record("ghost", 77, MIB)
+    store.commit({}, (), {("volumes", record.uuid): record.pack()})
+    store.close()
+    rig.damaged = True
+    done = rig.run("check", "--clear-needs-check")
+    assert done.returncode == 1
+    assert "has no device 77" in done.stdout
+    assert "is damaged: 1 problem" in done.stderr
+    assert json.loads(rig.run("check", "--json").stdout)["needs_check"] is True
 
 
 def test_no_metadata_at_all(new_pool: PoolMaker) -> None:
