@@ -3,9 +3,13 @@
 Pools lie in memory where that will do, for most of what a test waits for is fsync; those of tests
 marked `disk` or `slow` lie where pytest puts its files. kill -9 loses neither.
 
+Daemons run with the C filter, and `--fastpath=off` runs them without; a test marked `both_ways` is
+run with and without.
+
 `--seed N` repeats a random run, `--model-ops N` and `--crash-rounds N` make the long ones longer.
 """
 
+import os
 import random
 import shutil
 import sys
@@ -32,11 +36,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("thinpoold")
     group.addoption("--seed", type=int, default=None, help="seed of the random runs")
     group.addoption("--model-ops", type=int, default=None, help="steps of the model run")
+    group.addoption("--fastpath", choices=("on", "off"), default="on", help="the C filter")
     group.addoption("--crash-rounds", type=int, default=None, help="rounds of the crash run")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "disk: its pools are to lie on a disk, not in memory")
+    config.addinivalue_line("markers", "both_ways: run with the C filter and without")
+    # For every daemon that a test starts. `on`, not `auto`: without the filter, tests are to fail.
+    os.environ["THINPOOL_FASTPATH"] = config.getoption("--fastpath")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("both_ways"):
+        metafunc.fixturenames.insert(0, "fastpath")
+        metafunc.parametrize("fastpath", ["on", "off"], indirect=True)
+
+
+@pytest.fixture
+def fastpath(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What daemons of a test that is run both ways get."""
+    monkeypatch.setenv("THINPOOL_FASTPATH", request.param)
 
 
 @pytest.fixture

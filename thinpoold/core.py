@@ -39,6 +39,7 @@ from thinmeta.thin import Run, ThinMetadata
 from thinpoold.committer import INTERVAL_SECONDS, Committer, Timer
 from thinpoold.device import DataDevice
 from thinpoold.errors import ThinPoolError
+from thinpoold.fastlib import Library
 from thinpoold.modes import Mode, Modes
 from thinpoold.recent import RecentChanges
 from thinpoold.reclaim import Ranges, Reclaimer
@@ -90,6 +91,8 @@ class Core:
         self.reservations = Reservations()
         # Those that are open, by uuid.
         self.volumes: dict[bytes, Volume] = {}
+        # The C filter's library, where nbdkit has it; set before the first volume is opened.
+        self.fastpath: Library | None = None
         # Called with the lock held, after the open transaction was abandoned.
         self.on_abandon: Callable[[], None] = lambda: None
         self.committer = Committer(self._commit)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import thinpoold
-from thinpoold import activation, launch, lock, notify, tls
+from thinpoold import activation, fastpath, launch, lock, notify, tls
 from thinpoold.errors import ThinPoolError, UserError
 from thinpoold.paths import NBD_SOCKET, RUN_FILES, PoolPaths
 from thinpoold.runtime import ENVIRONMENT, READY_FD, block_end_signals, environment
@@ -49,7 +49,8 @@ class Options:
 
     `threads` is None for as many as are safe; `cache_size` is in bytes, None for the pool's own
     choice. `tls` is a directory as `tls.load` takes it; `insecure`: without one, addresses beyond
-    loopback will do all the same.
+    loopback will do all the same. `fastpath` is one of `fastpath.MODES`, None for what the
+    environment says.
     """
 
     listen: str = DEFAULT_LISTEN
@@ -57,6 +58,7 @@ class Options:
     cache_size: int | None = None
     tls: Path | None = None
     insecure: bool = False
+    fastpath: str | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -80,6 +82,8 @@ def background(paths: PoolPaths, options: Options) -> dict[str, object]:
         words += ["--insecure-no-tls"]
     if options.cache_size is not None:
         words += ["--cache-size", str(options.cache_size)]
+    if options.fastpath is not None:
+        words += ["--fastpath", options.fastpath]
     return launch.start(paths, words)
 
 
@@ -106,11 +110,15 @@ def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoRetur
         listen, uri = listen_options(paths, options)
         keep = frozenset()
     nbdkit, script = find_nbdkit(), find_plugin()
+    version = nbdkit_version(nbdkit)
+    choice = fastpath.choose(options.fastpath, script, version)
     lock_fd = lock.acquire(paths, lock.DAEMON, LOCK_WAIT)
     run_files = make_run_dir(paths, keep)
     argv = [nbdkit, "--foreground", *listen, "--pidfile", str(paths.pid_file)]
-    threads = options.threads or safe_threads(nbdkit_version(nbdkit))
+    threads = options.threads or safe_threads(version)
     argv += ["--threads", str(threads)]
+    if choice.filter is not None:
+        argv += ["--filter", str(choice.filter)]
     if os.environ.get("THINPOOL_DEBUG"):
         argv += ["--verbose"]
     argv += ["python", f"script={script}", f"pool={paths.directory}"]
@@ -119,7 +127,9 @@ def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoRetur
     for fd in (lock_fd, ready_fd):
         if fd is not None:
             os.set_inheritable(fd, True)
-    os.environ[ENVIRONMENT] = environment(lock_fd, ready_fd, paths.run_dir, uri, run_files)
+    os.environ[ENVIRONMENT] = environment(
+        lock_fd, ready_fd, paths.run_dir, uri, threads, run_files, choice
+    )
     os.environ["PATH"] = search_path()
     os.umask(0o077)
     # A connection takes three descriptors, and the limit in force is often 1024 of many more.
@@ -221,20 +231,22 @@ def find_nbdkit() -> str:
     return found
 
 
-def nbdkit_version(nbdkit: str) -> tuple[int, ...]:
-    """Return the version of the program at that path, () when it does not say."""
+def nbdkit_version(nbdkit: str) -> str:
+    """Return the version of the program at that path, "" when it does not say."""
     try:
         done = subprocess.run([nbdkit, "--version"], capture_output=True, text=True, check=False)
     except OSError as error:
         raise ThinPoolError(f"{nbdkit}: {error.strerror}") from None
-    match = re.match(r"nbdkit (\d+)\.(\d+)\.(\d+)", done.stdout)
-    return tuple(map(int, match.groups())) if match else ()
+    match = re.match(r"nbdkit (\d\S*)", done.stdout)
+    return match[1] if match else ""
 
 
-def safe_threads(version: tuple[int, ...]) -> int:
+def safe_threads(version: str) -> int:
     """Return how many threads a connection may have in that version of nbdkit."""
     first, mended = _ONE_THREAD
-    return 1 if not version or first <= version < mended else DEFAULT_THREADS
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    known = match is not None and not first <= tuple(map(int, match.groups())) < mended
+    return DEFAULT_THREADS if known else 1
 
 
 def find_plugin() -> Path:

@@ -19,6 +19,9 @@ are atomic under the interpreter's lock, and in the order that Dekker's algorith
 first registers, then looks whether the gate is closed; a closer first closes, then looks who is
 registered: at least one sees the other. The same holds for leaving and `_watchers`.
 
+Requests that the C filter serves pass a gate of their own beside this one, which is closed and
+opened with it (plugins/fastpath/gate.h). There nobody waits: what finds it closed comes here.
+
 Thread-safety: any thread. `_changed` guards `_closed`, `_watchers` and `_epoch` against writers.
 """
 
@@ -28,12 +31,24 @@ import threading
 from _thread import get_ident
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
+
+
+class Beside(Protocol):
+    """A gate of requests that do not come through Python."""
+
+    def close(self) -> None:
+        """Let nobody in, and return when nobody is inside. Closers may overlap."""
+
+    def open(self) -> None:
+        """Take one `close` back."""
 
 
 class Gate:
-    """Open when made."""
+    """Open when made. `beside` is closed whenever this is."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: Beside | None = None) -> None:
+        self._beside = beside
         self._changed = threading.Condition(threading.Lock())
         # Thread -> the epoch in which its request entered.
         self._inside: dict[int, int] = {}
@@ -72,13 +87,22 @@ class Gate:
             finally:
                 self._watchers -= 1
         try:
-            yield
+            # Without `_changed`: those whom the other gate sends here need it to wait.
+            if self._beside is None:
+                yield
+            else:
+                with _closed(self._beside):
+                    yield
         finally:
             with self._changed:
                 self._open()
 
     def synchronize(self) -> None:
         """Wait until every request that is inside now has left."""
+        if self._beside is not None:
+            # Requests come through Python for that moment.
+            with _closed(self._beside):
+                pass
         with self._changed:
             self._epoch += 1
             now = self._epoch
@@ -101,3 +125,12 @@ class Gate:
                 self._changed.notify_all()
                 self._changed.wait()
                 self._inside[me] = self._epoch
+
+
+@contextmanager
+def _closed(gate: Beside) -> Iterator[None]:
+    gate.close()
+    try:
+        yield
+    finally:
+        gate.open()

@@ -1,7 +1,7 @@
 """A volume's mapping table: virtual block -> data block, flat in memory.
 
 One u64 for each virtual block, in an anonymous mapping that costs nothing where it was never
-touched. It is a cache and a narrow interface: code outside Python may read the same memory.
+touched. It is a cache and a narrow interface: the C filter reads the same memory.
 
     0           unknown: ask the metadata
     otherwise   bit 0 (PRESENT), bit 1 (WRITABLE: may be written in place), bits 8.. the data block
@@ -12,15 +12,19 @@ Invariants
    volume's alone and the pool takes writes. 'Unknown' is always right.
 2. Entries are stored under the metadata lock, together with the look-up or change they come from,
    so an older answer never overwrites a newer one. They are read without any lock, inside the gate.
+3. Where C reads, C stores (`store`): each entry at once. Python's own stores of several entries
+   are a memcpy, which owes nobody that; for readers in Python the interpreter's lock does it. Whole
+   pages go by madvise, which leaves no entry half there.
 
 Thread-safety: reads and stores of one entry are atomic; who may store is invariant 2.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from array import array
-from typing import Final
+from typing import Final, Protocol
 
 from thinpoold.errors import NoSpace
 
@@ -36,11 +40,21 @@ _ZEROES: Final = memoryview(bytes(mmap.PAGESIZE)).cast("Q")
 _PAGE_ENTRIES: Final = mmap.PAGESIZE // ENTRY_BYTES
 
 
-class MappingTable:
-    """The table of a volume of `blocks` virtual blocks. Raises `NoSpace` without address space."""
+class Store(Protocol):
+    """Stores value, value + step, ... into `count` entries at an address."""
 
-    def __init__(self, blocks: int) -> None:
+    def __call__(self, address: int, count: int, value: int, step: int) -> object: ...
+
+
+class MappingTable:
+    """The table of a volume of `blocks` virtual blocks. Raises `NoSpace` without address space.
+
+    `store` is the C filter's, if it reads the table at `address`.
+    """
+
+    def __init__(self, blocks: int, store: Store | None = None) -> None:
         self.blocks = blocks
+        self._store = store
         length = max(blocks, 1) * ENTRY_BYTES
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         try:
@@ -51,11 +65,16 @@ class MappingTable:
             ) from None
         self._length = length
         self.entries = memoryview(self._memory).cast("Q")
+        # Not kept: it would keep the memory from being closed.
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
 
     def set_run(self, begin: int, data_begin: int, count: int, *, writable: bool) -> None:
         """Virtual blocks from `begin` on are in `count` consecutive data blocks."""
         value = data_begin << DATA_SHIFT | (IN_PLACE if writable else PRESENT)
-        if count == 1:
+        if self._store is not None:
+            self._check(begin, begin + count)
+            self._store(self.address + begin * ENTRY_BYTES, count, value, _STEP)
+        elif count == 1:
             self.entries[begin] = value
         else:
             run = array("Q", range(value, value + count * _STEP, _STEP))
@@ -67,6 +86,7 @@ class MappingTable:
 
     def drop_range(self, begin: int, end: int) -> None:
         """Forget the virtual blocks begin..end-1."""
+        self._check(begin, end)
         # Whole pages go back to the kernel; what is left at both ends is overwritten.
         first = -(-begin // _PAGE_ENTRIES) * _PAGE_ENTRIES
         last = end // _PAGE_ENTRIES * _PAGE_ENTRIES
@@ -83,7 +103,14 @@ class MappingTable:
         self.entries.release()
         self._memory.close()
 
+    def _check(self, begin: int, end: int) -> None:
+        if not 0 <= begin <= end <= self.blocks:
+            raise IndexError(f"blocks {begin} to {end} of a table of {self.blocks}")
+
     def _clear(self, begin: int, end: int) -> None:
+        if self._store is not None:
+            self._store(self.address + begin * ENTRY_BYTES, end - begin, 0, 0)
+            return
         while begin < end:
             stop = min(end, begin + _PAGE_ENTRIES)
             self.entries[begin:stop] = _ZEROES[: stop - begin]

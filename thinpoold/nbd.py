@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 import nbdkit
 
 from thinmeta.errors import ThinMetaError
-from thinpoold import access, discard, peers, runtime
+from thinpoold import access, discard, fastlib, peers, runtime
 from thinpoold.errnos import errno_of
 from thinpoold.errors import NoSuchVolume, ThinPoolError
 from thinpoold.extents import extents as find_extents
@@ -154,10 +154,19 @@ def after_fork() -> None:
             lock_fd=_runtime.lock_fd,
             cache_bytes=parse_size(size) if size is not None else None,
         )
+        _find_filter()
         _pool.start()
         _runtime.serve(_pool)
     except Exception as error:
         _runtime.fail(error)
+
+
+def _find_filter() -> None:
+    choice = _runtime.fastpath
+    if choice.filter is not None:
+        _pool.core.fastpath = fastlib.loaded(choice.filter)
+    else:
+        log.info("no fast path: %s", choice.reason)
 
 
 def cleanup() -> None:
@@ -218,7 +227,9 @@ def open(readonly: int) -> Connection:
         name,
         lambda record, clients: access.admit(peer, record.name, record.allow, clients, most),
     )
-    return Connection(volume, bool(readonly) or volume.read_only, peer)
+    connection = Connection(volume, bool(readonly) or volume.read_only, peer)
+    volume.offer()
+    return connection
 
 
 def close(h: Connection) -> None:

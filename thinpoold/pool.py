@@ -141,6 +141,10 @@ class Pool:
             last.callback(self.store.close)
             last.callback(self.metadata.close)
             last.callback(self.device.close)
+            with self.core.lock:
+                # Those that clients had open to the last: the device's descriptor goes.
+                for volume in self.core.volumes.values():
+                    volume.withdraw()
             self.core.stop()
             if self.core.read_only:
                 return
@@ -176,7 +180,7 @@ class Pool:
             volume.clients -= 1
             if not volume.clients:
                 del self.core.volumes[volume.uuid]
-                volume.table.close()
+                volume.close()
 
     def clients(self, uuid: bytes) -> int:
         """How many clients have a volume open. The core's lock is held."""

@@ -34,6 +34,7 @@ from thinpoold import clients, notify, ratelimit
 from thinpoold.control.codes import one_line
 from thinpoold.control.dispatch import Dispatcher
 from thinpoold.control.server import ControlServer
+from thinpoold.fastpath import Choice
 from thinpoold.paths import CONTROL_SOCKET
 from thinpoold.sizes import format_size
 
@@ -45,6 +46,7 @@ READY_FD = "THINPOOLD_READY_FD"
 
 _LOOK_AGAIN = 0.1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_BY_HAND = Choice(None, "nbdkit was run by hand")
 
 _END_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 
@@ -58,12 +60,21 @@ class Runtime:
     run_dir: Path | None = None
     server_uri: str = ""
     run_files: list[str] = field(default_factory=list)
+    # The C filter that nbdkit was given, or why it was given none.
+    fastpath: Choice = _BY_HAND
     notifier: notify.Notifier = field(default_factory=notify.Notifier)
     pool: Any = None
     # No volume is opened any more: its client would have to be hung up on.
     stopping: bool = False
+    # How many of nbdkit's threads serve one connection; 0 when that is not known.
+    threads: int = 0
     _server: ControlServer | None = field(default=None, repr=False)
     _heart: notify.Heart | None = field(default=None, repr=False)
+
+    @property
+    def answers_in_turn(self) -> bool:
+        """Whether a connection's requests are answered one after the other."""
+        return self.threads == 1
 
     @property
     def control_socket(self) -> Path | None:
@@ -114,6 +125,7 @@ class Runtime:
             "pid": os.getpid(),
             "uri": self.server_uri,
             "control_socket": str(path) if path is not None else None,
+            "fastpath_reason": self.fastpath.reason,
         }
 
     def stop(self) -> None:
@@ -152,7 +164,13 @@ class Runtime:
 
 
 def environment(
-    lock_fd: int, ready_fd: int | None, run_dir: Path, uri: str, run_files: list[str]
+    lock_fd: int,
+    ready_fd: int | None,
+    run_dir: Path,
+    uri: str,
+    threads: int,
+    run_files: list[str],
+    choice: Choice = _BY_HAND,
 ) -> str:
     """Return the value of ENVIRONMENT that `from_environment` reads.
 
@@ -164,7 +182,10 @@ def environment(
             "ready_fd": ready_fd,
             "run_dir": str(run_dir),
             "uri": uri,
+            "threads": threads,
             "run_files": run_files,
+            "filter": str(choice.filter) if choice.filter is not None else None,
+            "no_filter": choice.reason,
         }
     )
 
@@ -184,8 +205,10 @@ def from_environment() -> Runtime:
         Path(left["run_dir"]),
         left["uri"],
         left["run_files"],
+        Choice(Path(left["filter"]) if left["filter"] else None, left["no_filter"]),
         notify.from_environment(),
     )
+    runtime.threads = left["threads"]
     _outlive_parent()
     end = threading.Thread(target=_wait_for_end, args=(runtime,), name="signals", daemon=True)
     end.start()

@@ -28,6 +28,7 @@ from thinpoold.core import Core, TransactionBroken
 from thinpoold.device import ZEROES
 from thinpoold.errnos import OutOfRange, ReadOnlyVolume
 from thinpoold.errors import DeviceError
+from thinpoold.fastlib import FastVolume
 from thinpoold.gate import Gate
 from thinpoold.mapping_table import DATA_SHIFT, IN_PLACE, MappingTable
 from thinpoold.provision import Payload
@@ -52,7 +53,8 @@ class Volume:
     def __init__(self, core: Core, record: VolumeRecord, find: FindRecord) -> None:
         self.core = core
         self.uuid = record.uuid
-        self.gate = Gate()
+        self._fast = FastVolume(core.fastpath) if core.fastpath is not None else None
+        self.gate = Gate(self._fast)
         self.cells = Cells()
         self.clients = 0
         self.limiter: Limiter | None = None
@@ -60,8 +62,8 @@ class Volume:
         self._device = core.device
         self._block_size = core.block_size
         self._take(record)
-        self.table = MappingTable(self.blocks)
-        self._entries = self.table.entries
+        self._make_table()
+        self._share()
 
     def _take(self, record: VolumeRecord) -> None:
         self.name = record.name
@@ -85,13 +87,49 @@ class Volume:
         record = self._find(self.uuid)
         if record is None:
             return
+        self.withdraw()
         self._take(record)
         if self.blocks > self.table.blocks:
             # The old table goes when the last request that has it in its hands is done.
-            self.table = MappingTable(self.blocks)
-            self._entries = self.table.entries
+            self._make_table()
         else:
             self.table.drop()
+        self._share()
+
+    def close(self) -> None:
+        """Give the table back: there are no requests any more. The metadata lock is held."""
+        self.withdraw()
+        self.table.close()
+
+    def offer(self) -> None:
+        """Have the C filter serve the connection that this thread is opening, if it is there."""
+        if self._fast is not None:
+            self._fast.offer()
+
+    def withdraw(self) -> None:
+        """Leave all requests to Python from now on. The metadata lock is held."""
+        if self._fast is not None:
+            self._fast.withdraw()
+
+    def _make_table(self) -> None:
+        store = self.core.fastpath.store if self.core.fastpath is not None else None
+        self.table = MappingTable(self.blocks, store)
+        self._entries = self.table.entries
+
+    def _share(self) -> None:
+        """Show the C filter what it may serve; the one place that decides whether it may."""
+        # What is paced, or goes through a cache of ours, is Python's alone.
+        if self._fast is None or self.limiter is not None or getattr(self._device, "direct", False):
+            return
+        account = getattr(self, "account", None)
+        self._fast.show(
+            self.table,
+            self.size,
+            self._block_size,
+            self._device.fd,
+            writable=not self.read_only,
+            credit=account.address if account is not None else None,
+        )
 
     # --- requests -------------------------------------------------------------------------------
 

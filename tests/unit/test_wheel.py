@@ -1,4 +1,4 @@
-"""The wheel holds two import packages, nbdkit's script in one of them, and the manual pages."""
+"""The wheel holds two import packages, nbdkit's script and filter in one, and the manual pages."""
 
 import subprocess
 import sys
@@ -21,6 +21,11 @@ def test_top_level_names(tmp_path: Path) -> None:
     installed = {name for name in names if name.startswith(f"{data}/")}
     assert installed == {f"{data}/data/share/man/{page}" for page in pages}
     assert "thinpoold/_plugin/thinpool.py" in names
+    # As source: what is built of it fits one version of nbdkit.
+    filter_names = {name for name in names if name.startswith("thinpoold/_plugin/fastpath/")}
+    sources = [path for path in (ROOT / "plugins" / "fastpath").iterdir() if path.is_file()]
+    assert filter_names == {f"thinpoold/_plugin/fastpath/{path.name}" for path in sources}
+    assert "thinpoold/_plugin/fastpath/Makefile" in names
     [entry_points] = [name for name in names if name.endswith("/entry_points.txt")]
     text = zipfile.ZipFile(wheel).read(entry_points).decode()
     assert "thinpool = thinpoold.cli:main" in text

@@ -47,7 +47,7 @@ def status(pool: Pool) -> Fact:
             },
             "volumes": len(pool.registry),
             "clients": sum(pool.clients(record.uuid) for record in pool.registry),
-            "fastpath": False,
+            "fastpath": core.fastpath is not None,
         }
 
 

@@ -100,7 +100,12 @@ class _Here:
         return unix_uri(self.paths.nbd_socket)
 
     def run_facts(self) -> dict[str, Any]:
-        return {"running": False, "pid": None, "uri": None, "control_socket": None}
+        absent = dict.fromkeys(("pid", "uri", "control_socket", "fastpath_reason"))
+        return {"running": False, **absent}
+
+    @property
+    def answers_in_turn(self) -> bool:
+        return False
 
     def stop(self) -> None:
         raise PoolNotRunning("the pool is not running")

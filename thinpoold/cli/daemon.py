@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from thinpoold import __version__, daemon
+from thinpoold import fastpath as fastpath_modes
 from thinpoold.cli import output
 from thinpoold.cli.options import Size, Text, chosen_pool, pool_argument, verb
 from thinpoold.errors import InvalidSize
@@ -48,6 +49,12 @@ def daemon_options(function: Function) -> Function:
             help="Take only clients with TLS that have a key or certificate: 'thinpool tls init'.",
         ),
         click.option(
+            "--fastpath",
+            type=click.Choice(fastpath_modes.MODES),
+            help="Whether nbdkit gets the filter that serves mapped blocks without Python; with "
+            "'on', not to start without it. [auto, or what THINPOOL_FASTPATH says]",
+        ),
+        click.option(
             "--insecure-no-tls",
             is_flag=True,
             help="Listen beyond loopback without TLS: whoever reaches the port owns the data.",
@@ -58,7 +65,12 @@ def daemon_options(function: Function) -> Function:
 
 
 def options_of(
-    listen: str, tls: str | None, insecure_no_tls: bool, threads: int | None, cache_size: int | None
+    listen: str,
+    tls: str | None,
+    insecure_no_tls: bool,
+    fastpath: str | None,
+    threads: int | None,
+    cache_size: int | None,
 ) -> daemon.Options:
     """Return the options as the daemon has them. Raises InvalidSize for a useless cache."""
     if tls is not None and insecure_no_tls:
@@ -68,7 +80,7 @@ def options_of(
     if cache_size is not None and cache_size < MIN_CACHE:
         raise InvalidSize(f"cache size {cache_size} is too small: it must be at least 1M")
     directory = Path(tls) if tls is not None else None
-    return daemon.Options(listen, threads, cache_size, directory, insecure_no_tls)
+    return daemon.Options(listen, threads, cache_size, directory, insecure_no_tls, fastpath)
 
 
 @verb("thinpoold")
@@ -82,6 +94,7 @@ def command(
     listen: str,
     tls: str | None,
     insecure_no_tls: bool,
+    fastpath: str | None,
     threads: int | None,
     cache_size: int | None,
     foreground: bool,
@@ -100,7 +113,7 @@ def command(
     Exit status: 0 stopped cleanly, or in the background and serving; 1 refused or failed.
     """
     paths = chosen_pool(pool, pool_word)
-    options = options_of(listen, tls, insecure_no_tls, threads, cache_size)
+    options = options_of(listen, tls, insecure_no_tls, fastpath, threads, cache_size)
     if foreground:
         daemon.foreground(paths, options)
     with Progress(f"starting pool {paths.name}"):

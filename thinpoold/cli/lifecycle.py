@@ -18,6 +18,7 @@ def start(
     listen: str,
     tls: str | None,
     insecure_no_tls: bool,
+    fastpath: str | None,
     threads: int | None,
     cache_size: int | None,
     as_json: bool,
@@ -36,7 +37,7 @@ def start(
     Exit status: 0 the pool serves; 1 it cannot, or its daemon runs already.
     """
     paths = chosen_pool(pool, pool_word)
-    options = options_of(listen, tls, insecure_no_tls, threads, cache_size)
+    options = options_of(listen, tls, insecure_no_tls, fastpath, threads, cache_size)
     with Progress(f"starting pool {paths.name}"):
         facts = daemon.background(paths, options)
     if as_json:

@@ -57,7 +57,7 @@ def _text(status: dict[str, Any]) -> str:
     ]
     if status.get("running"):
         rows += [
-            ("fast path", "yes" if status["fastpath"] else "no"),
+            ("fast path", "yes" if status["fastpath"] else f"no: {status['fastpath_reason']}"),
             ("uri", status["uri"]),
             ("control socket", status["control_socket"]),
         ]

@@ -45,7 +45,11 @@ class Host(Protocol):
         """Where NBD clients find the pool: a URI without an export."""
 
     def run_facts(self) -> Result:
-        """What `status` says of the process: running, pid, uri, control_socket."""
+        """What `status` says of the process: running, pid, uri, control_socket, fastpath_reason."""
+
+    @property
+    def answers_in_turn(self) -> bool:
+        """Whether a connection's requests are answered one after the other."""
 
     def stop(self) -> None:
         """Begin to shut the process down; return at once."""
@@ -124,7 +128,8 @@ METHODS: dict[str, Method] = {
             "`name`, `uuid`, `running`, `mode` (`write`, `out-of-data-space`, `read-only` or "
             "`failed`), `needs_check`, `pid`, `uri`, `control_socket`, `transaction_id`, "
             "`block_size`, `data` (`path`, `size`, `used`), `metadata` (`size`, `used`, "
-            "`file_size`), `volumes`, `clients`, `fastpath`",
+            "`file_size`), `volumes`, `clients`, `fastpath` (whether the C filter is there) and "
+            "`fastpath_reason` (why it is not, or empty)",
             _status,
         ),
         Method(

@@ -121,25 +121,23 @@ def test_nor_may_what_it_lies_in_be_another_users(
 @pytest.mark.parametrize(
     ("version", "threads"),
     [
-        ((), 1),
-        ((1, 30, 9), 4),
-        ((1, 32, 3), 4),
-        ((1, 32, 4), 1),
-        ((1, 32, 5), 1),
-        ((1, 33, 9), 1),
-        ((1, 33, 10), 4),
-        ((1, 42, 0), 4),
-        ((2, 0, 0), 4),
+        ("", 1),
+        ("1.30.9", 4),
+        ("1.32.3", 4),
+        ("1.32.4", 1),
+        ("1.32.5", 1),
+        ("1.33.9", 1),
+        ("1.33.10", 4),
+        ("1.42.0", 4),
+        ("2.0.0", 4),
     ],
 )
-def test_one_thread_where_more_would_bring_nbdkit_down(
-    version: tuple[int, ...], threads: int
-) -> None:
+def test_one_thread_where_more_would_bring_nbdkit_down(version: str, threads: int) -> None:
     assert daemon.safe_threads(version) == threads
 
 
 def test_the_version_of_nbdkit_is_known() -> None:
-    assert daemon.nbdkit_version(daemon.find_nbdkit()) >= (1, 30)
-    assert daemon.nbdkit_version("true") == ()
+    assert daemon.nbdkit_version(daemon.find_nbdkit()).startswith("1.")
+    assert daemon.nbdkit_version("true") == ""
     with pytest.raises(ThinPoolError):
         daemon.nbdkit_version("/nonexistent")

@@ -25,6 +25,7 @@ class FakeHost:
     pool: Any = None
     server_uri: str = "nbd+unix:///?socket=/s"
     stopped: bool = False
+    answers_in_turn: bool = False
 
     def run_facts(self) -> dict[str, Any]:
         return {"running": True, "pid": 7, "uri": self.server_uri, "control_socket": "/c"}

@@ -1,0 +1,191 @@
+/* A volume as the filter sees it; see volume.h. */
+
+#include "volume.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "hooks.h"
+
+_Static_assert (sizeof (table_entry) == 8, "an entry is eight bytes, as Python has it");
+_Static_assert (ATOMIC_LLONG_LOCK_FREE == 2, "an entry is loaded and stored at once");
+
+static atomic_uint volumes;
+
+struct volume *
+volume_new (void)
+{
+  struct volume *volume = aligned_alloc (CACHE_LINE, sizeof *volume);
+
+  if (volume == NULL)
+    return NULL;
+  *volume = (struct volume){ .fd = -1 };
+  gate_init (&volume->gate);
+  gate_close (&volume->gate);
+  atomic_init (&volume->users, 1);
+  atomic_fetch_add_explicit (&volumes, 1, memory_order_relaxed);
+  return volume;
+}
+
+void
+volume_ref (struct volume *volume)
+{
+  atomic_fetch_add_explicit (&volume->users, 1, memory_order_relaxed);
+}
+
+void
+volume_unref (struct volume *volume)
+{
+  if (atomic_fetch_sub_explicit (&volume->users, 1, memory_order_acq_rel) != 1)
+    return;
+  atomic_fetch_sub_explicit (&volumes, 1, memory_order_relaxed);
+  free (volume);
+}
+
+unsigned
+volume_count (void)
+{
+  return atomic_load_explicit (&volumes, memory_order_relaxed);
+}
+
+void
+volume_show (struct volume *volume, const table_entry *table, uint64_t blocks, uint64_t block_size,
+             uint64_t size, int fd, bool writable, _Atomic int64_t *credit)
+{
+  volume->table = table;
+  volume->block_size = block_size;
+  /* No look-up past the table, whatever the size says. */
+  volume->size = size / block_size < blocks ? size : blocks * block_size;
+  volume->fd = fd;
+  volume->writable = writable;
+  volume->credit = credit;
+}
+
+void
+table_store (table_entry *entries, size_t count, uint64_t value, uint64_t step)
+{
+  for (size_t n = 0; n < count; n++, value += step)
+    atomic_store_explicit (&entries[n], value, memory_order_release);
+}
+
+static inline uint64_t
+load (const table_entry *entry)
+{
+  return atomic_load_explicit (entry, memory_order_acquire);
+}
+
+/* Whether `count` bytes may be written before Python is asked. */
+static inline bool
+has_credit (const struct volume *volume, uint32_t count)
+{
+  return volume->credit == NULL ||
+         atomic_fetch_sub_explicit (volume->credit, count, memory_order_relaxed) >= count;
+}
+
+/* A request, and how much of it is left; it reads where `from` is NULL. */
+struct request {
+  char *into;
+  const char *from;
+  uint64_t offset;
+  uint32_t left;
+};
+
+/* Does the I/O of the request's first `count` bytes, which are in one piece on the device. */
+static bool
+transfer (int fd, struct request *request, uint32_t count, uint64_t at)
+{
+  ssize_t done = request->from == NULL ? pread (fd, request->into, count, (off_t) at)
+                                       : pwrite (fd, request->from, count, (off_t) at);
+
+  /* Neither errors nor short transfers are dealt with here, in a second place. */
+  if (done != (ssize_t) count)
+    return false;
+  if (request->from == NULL)
+    request->into += count;
+  else
+    request->from += count;
+  request->offset += count;
+  request->left -= count;
+  return true;
+}
+
+/* Whether all entries from `first` to `last` have the bits of `wanted`. */
+static bool
+all_known (const table_entry *table, uint64_t first, uint64_t last, uint64_t wanted)
+{
+  for (uint64_t block = first; block <= last; block++)
+    if ((load (&table[block]) & wanted) != wanted)
+      return false;
+  return true;
+}
+
+/* Does a request of which every entry has the bits of `wanted`; inside the gate. */
+static bool
+serve (const struct volume *volume, struct request request, uint64_t wanted)
+{
+  const table_entry *table = volume->table;
+  const uint64_t size = volume->block_size;
+  const uint64_t last = (request.offset + request.left - 1) / size;
+  uint64_t block = request.offset / size;
+
+  /* Looked at first, so that nothing large is half done before Python does it over. */
+  if (block != last && !all_known (table, block, last, wanted))
+    return false;
+  while (request.left != 0) {
+    const uint64_t within = request.offset % size;
+    uint64_t entry = load (&table[block]);
+    const uint64_t at = (entry >> ENTRY_SHIFT) * size + within;
+    uint64_t count = size - within;
+
+    if ((entry & wanted) != wanted)
+      return false;
+    /* Adjacent data blocks are one transfer. */
+    for (block++; block <= last; block++, count += size) {
+      const uint64_t next = load (&table[block]);
+
+      if ((next & wanted) != wanted || next >> ENTRY_SHIFT != (entry >> ENTRY_SHIFT) + 1)
+        break;
+      entry = next;
+    }
+    HOOK (request.from == NULL ? HOOK_READ_LOOKED_UP : HOOK_WRITE_LOOKED_UP);
+    if (!transfer (volume->fd, &request, count < request.left ? (uint32_t) count : request.left, at))
+      return false;
+  }
+  return true;
+}
+
+static inline bool
+in_range (const struct volume *volume, uint32_t count, uint64_t offset)
+{
+  return count != 0 && count <= volume->size && offset <= volume->size - count;
+}
+
+bool
+volume_read (struct volume *volume, void *buffer, uint32_t count, uint64_t offset)
+{
+  const unsigned shard = gate_shard_of_thread ();
+  bool done;
+
+  if (!gate_enter (&volume->gate, shard))
+    return false;
+  done = in_range (volume, count, offset) &&
+         serve (volume, (struct request){ .into = buffer, .offset = offset, .left = count },
+                ENTRY_PRESENT);
+  gate_leave (&volume->gate, shard);
+  return done;
+}
+
+bool
+volume_write (struct volume *volume, const void *buffer, uint32_t count, uint64_t offset)
+{
+  const unsigned shard = gate_shard_of_thread ();
+  bool done;
+
+  if (!gate_enter (&volume->gate, shard))
+    return false;
+  done = volume->writable && in_range (volume, count, offset) && has_credit (volume, count) &&
+         serve (volume, (struct request){ .from = buffer, .offset = offset, .left = count },
+                ENTRY_IN_PLACE);
+  gate_leave (&volume->gate, shard);
+  return done;
+}
