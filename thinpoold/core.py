@@ -56,9 +56,6 @@ SECTOR = 512
 FAILURES = (Corrupt, StoreError, NoMetadataSpace)
 """What the metadata raises when the store, or what is in it, is at fault."""
 
-WRITE_OUT_BYTES = 64 << 20
-"""With more than this unwritten, the page cache is told to write, once a second."""
-
 _AGE_TICKS = 30
 _IDLE_SECONDS = 300.0
 
@@ -115,16 +112,18 @@ class Core:
             )
 
     def start(self) -> None:
-        """Start the threads that commit each second and reclaim what commits free."""
+        """Start the threads that commit each second, reclaim what commits free, and write out."""
         if self.modes.reason:
             log.error("pool mode: %s: %s", self.modes.mode.value, self.modes.reason)
         self.timer.start()
         self.reclaim_timer.start()
+        self.device.writeout.start()
 
     def stop(self) -> None:
         """End the threads."""
         self.timer.stop()
         self.reclaim_timer.stop()
+        self.device.writeout.stop()
 
     # --- commit ---------------------------------------------------------------------------------
 
@@ -354,8 +353,6 @@ class Core:
         if self.ticks % _AGE_TICKS == 0:
             with self.lock:
                 self.metadata.age(_IDLE_SECONDS)
+            self.device.age()
         if not self.modes.lost_data:
             self.commit_if_dirty()
-        if self.device.unwritten > WRITE_OUT_BYTES:
-            # Overwriting in place gives a commit nothing to do; a flush would find it all.
-            self.device.start_writing()

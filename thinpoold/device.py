@@ -23,8 +23,9 @@ import stat
 from pathlib import Path
 from typing import Self, TypeAlias
 
-from thinpoold import fallocate, writeout
+from thinpoold import fallocate
 from thinpoold.errors import DeviceError
+from thinpoold.writeout import WriteOut
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -37,7 +38,12 @@ _MAX_BUFFERS = 1024
 
 
 class DataDevice:
-    """An open data device. `size` is in bytes, `regular` tells a file from a block device."""
+    """An open data device. `size` is in bytes, `regular` tells a file from a block device.
+
+    `direct` is true of one past the page cache; `writeout` keeps what is unwritten in it bounded.
+    """
+
+    direct = False
 
     def __init__(self, path: Path, fd: int, *, read_only: bool = False) -> None:
         self.path = path
@@ -45,16 +51,24 @@ class DataDevice:
         self.read_only = read_only
         self.regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self.size = self._find_size()
-        # About how many bytes were written since the last flush or `start_writing`: threads may
-        # overtake each other, and nothing depends on it.
-        self.unwritten = 0
+        self.writeout = WriteOut(fd)
         self._can_zero = True
         self._can_copy = True
 
     @classmethod
     def open(cls, path: Path, *, read_only: bool = False) -> Self:
         """Open and lock the device at `path`. Raises `DeviceError`; nothing is touched then."""
-        flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
+        fd = cls.open_fd(path, read_only=read_only)
+        try:
+            return cls(path, fd, read_only=read_only)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def open_fd(cls, path: Path, flags: int = 0, *, read_only: bool) -> int:
+        """Open and lock the device at `path`, with `flags` besides: its descriptor."""
+        flags |= os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
         try:
             mode = os.stat(path).st_mode
             if stat.S_ISBLK(mode):
@@ -67,7 +81,7 @@ class DataDevice:
             raise failure(f"data device {path}", error) from None
         try:
             _lock(fd, path, read_only)
-            return cls(path, fd, read_only=read_only)
+            return fd
         except BaseException:
             os.close(fd)
             raise
@@ -76,6 +90,7 @@ class DataDevice:
         """Close and unlock it. Nothing is flushed."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
+            self.writeout.close()
             os.close(fd)
 
     # --- data -----------------------------------------------------------------------------------
@@ -93,7 +108,6 @@ class DataDevice:
         """Write `data` at `offset`."""
         try:
             done = os.pwritev(self.fd, (data,), offset)
-            self.unwritten += done
             if done != len(data):
                 self._write_on([data], done, offset)
         except OSError as error:
@@ -103,7 +117,6 @@ class DataDevice:
         """Write several buffers, one behind the other, from `offset` on."""
         try:
             done = os.pwritev(self.fd, parts[:_MAX_BUFFERS], offset)
-            self.unwritten += done
             if done != sum(map(len, parts)):
                 self._write_on(parts, done, offset)
         except OSError as error:
@@ -134,16 +147,11 @@ class DataDevice:
 
     def flush(self) -> None:
         """Make everything written so far durable."""
-        self.unwritten = 0
         try:
-            os.fdatasync(self.fd)
+            with self.writeout.writing():
+                os.fdatasync(self.fd)
         except OSError as error:
             raise failure("flush of the data device", error) from None
-
-    def start_writing(self) -> None:
-        """Start to write out what is in the page cache, so that the next flush has less to do."""
-        self.unwritten = 0
-        writeout.start_writing(self.fd)
 
     # --- space ----------------------------------------------------------------------------------
 
@@ -155,13 +163,17 @@ class DataDevice:
     def zero(self, offset: int, count: int) -> None:
         """Make a range read as zero; its space stays allocated."""
         try:
-            if self.regular and self._can_zero:
-                if fallocate.zero_range(self.fd, offset, count):
-                    return
-                self._can_zero = False
-            self._write_on([], 0, offset, zeroes=count)
+            if not self._zero_range(offset, count):
+                self._write_on([], 0, offset, zeroes=count)
         except OSError as error:
             raise failure("zeroing of the data device", error) from None
+
+    def _zero_range(self, offset: int, count: int) -> bool:
+        """Zero a range without writing zeroes; False when the device cannot."""
+        if self.regular and self._can_zero:
+            self._can_zero = fallocate.zero_range(self.fd, offset, count)
+            return self._can_zero
+        return False
 
     def punch(self, offset: int, count: int) -> bool:
         """Give a range's space back; False when the device cannot.
@@ -193,6 +205,9 @@ class DataDevice:
             os.posix_fadvise(self.fd, offset, count, os.POSIX_FADV_WILLNEED)
         except OSError:
             pass
+
+    def age(self) -> None:
+        """Let go of memory that was not used for long; called each half minute."""
 
     def resize(self, size: int) -> None:
         """Make a file larger; look how large a block device has become.

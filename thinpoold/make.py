@@ -21,6 +21,7 @@ from thinmeta.store.lmdb import LmdbStore
 from thinmeta.thin import ThinMetadata
 from thinpoold import foreign, identity, lock, pool_record
 from thinpoold.device import DataDevice
+from thinpoold.direct import check_direct
 from thinpoold.errors import DeviceError, PoolExists, UserError
 from thinpoold.names import check_name
 from thinpoold.paths import PoolPaths, pool_paths
@@ -56,8 +57,11 @@ def create_pool(
         try:
             _refuse_existing(paths)
             device = _data_device(paths, data, size, block_size, force, undo)
+            settings = settings or Settings()
             try:
-                _fill(paths, device, name or paths.name, size, block_size, settings or Settings())
+                if settings.cache == "bufio":
+                    check_direct(device.path)
+                _fill(paths, device, name or paths.name, size, block_size, settings)
             finally:
                 device.close()
         except BaseException:

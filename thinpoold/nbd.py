@@ -153,6 +153,7 @@ def after_fork() -> None:
             Path(_given["pool"]),
             lock_fd=_runtime.lock_fd,
             cache_bytes=parse_size(size) if size is not None else None,
+            serving=True,
         )
         _find_filter()
         _pool.start()

@@ -30,6 +30,7 @@ from thinpoold import identity, lock, pool_record
 from thinpoold.core import Core
 from thinpoold.device import DataDevice
 from thinpoold.errors import DeviceError
+from thinpoold.direct import DirectDevice
 from thinpoold.make import create_pool
 from thinpoold.openers import Openers
 from thinpoold.paths import PoolPaths, pool_paths
@@ -85,9 +86,11 @@ class Pool:
         cache_bytes: int | None = None,
     ) -> Pool:
         """Open the pool in `directory`.
+        serving: bool = False,
 
         `lock_fd` holds the pool's lock already, and stays the caller's; without it the lock is
-        taken. `cache_bytes` bounds the metadata cache. Raises `PoolLocked`, `NoSuchPool`,
+        taken. `cache_bytes` bounds the metadata cache. `serving` opens the data device as the
+        setting `cache` says; a command does without a cache. Raises `PoolLocked`, `NoSuchPool`,
         `DeviceError`, errors of the metadata.
         """
         paths = pool_paths(directory).require_pool()
@@ -101,7 +104,13 @@ class Pool:
             metadata = ThinMetadata.open(store, cache_bytes=cache_bytes or DEFAULT_CACHE_BYTES)
             undo.callback(metadata.close)
             record = pool_record.load(metadata)
-            device = DataDevice.open(record.data_file(paths.directory), read_only=read_only)
+            data = record.data_file(paths.directory)
+            device: DataDevice
+            if serving and record.settings.cache == "bufio":
+                bound = record.settings.data_cache
+                device = DirectDevice.open_direct(data, bound, read_only=read_only)
+            else:
+                device = DataDevice.open(data, read_only=read_only)
             undo.callback(device.close)
             _check_device(device, metadata, record)
             recent = RecentChanges(paths.recent, record.uuid)
@@ -122,7 +131,7 @@ class Pool:
             return pool
 
     def start(self) -> None:
-        """Start the threads that commit each second and reclaim what was freed."""
+        """Start the threads that commit each second, reclaim what was freed, and delete."""
         self.core.start()
 
     def commit(self) -> None:

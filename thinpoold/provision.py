@@ -83,6 +83,9 @@ def write(volume: Volume, payload: Payload, offset: int, *, keep_holes: bool = F
             data, blocks = core.reserve(volume.uuid, last - first)
         target = _Target(first, data, blocks, olds)
         count = min(payload.count, (first + blocks) * size - offset)
+        if payload.data is not None:
+            # What is written around it, too; its own bytes were charged when it came.
+            volume.account.credit[0] -= blocks * size - count
         inserting = False
         try:
             _fill(core, target, payload, offset - first * size, count)

@@ -11,6 +11,11 @@ are checked here, before anything happens. Pure functions over frozen values.
                    for a pool whose volumes all have one owner
     low_water      per cent of the data space: with less free, the log warns
     max_clients    connections to volumes at a time, all volumes together; 0 for no limit
+    cache          `page`: the kernel's page cache holds data, what is unwritten bounded; `bufio`: a
+                   cache of the daemon's own does, over O_DIRECT
+    data_cache     bytes of that cache
+
+The last two are in effect from the daemon's next start on.
 """
 
 import dataclasses
@@ -18,7 +23,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from thinpoold.errors import InvalidSetting
+from thinpoold import datacache
+from thinpoold.errors import InvalidSetting, InvalidSize
+from thinpoold.sizes import exact_size, parse_size
 
 Value: TypeAlias = str | int | bool
 
@@ -26,6 +33,10 @@ ON_FULL = ("queue", "error")
 DISCARD = ("passdown", "nopassdown", "ignore")
 MAX_TIMEOUT = 7 * 24 * 3600
 MAX_CLIENTS = 100_000
+CACHE = ("page", "bufio")
+MIN_DATA_CACHE = datacache.MIN_BYTES
+MAX_DATA_CACHE = 1 << 40
+AT_NEXT_START = frozenset({"cache", "data_cache"})
 
 _YES = ("true", "yes", "on", "1")
 _NO = ("false", "no", "off", "0")
@@ -41,6 +52,8 @@ class Settings:
     skip_zeroing: bool = False
     low_water: int = 10
     max_clients: int = 0
+    cache: str = "page"
+    data_cache: int = 256 << 20
 
     def changed(self, changes: Mapping[str, Value]) -> "Settings":
         """Return these settings with some changed, all of them checked first.
@@ -75,6 +88,8 @@ def as_text(name: str, value: Value) -> str:
     """Return a setting's value as `set` takes it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if name == "data_cache":
+        return exact_size(int(value))
     return f"{value}%" if name == "low_water" else str(value)
 
 
@@ -102,6 +117,16 @@ def _whole(most: int, unit: str) -> Callable[[Value], int | None]:
     return read
 
 
+def _data_cache(value: Value) -> int | None:
+    if isinstance(value, str):
+        try:
+            value = parse_size(value)
+        except InvalidSize:
+            return None
+    fits = not isinstance(value, bool) and MIN_DATA_CACHE <= value <= MAX_DATA_CACHE
+    return value if fits else None
+
+
 _RULES: dict[str, tuple[Callable[[Value], Value | None], str]] = {
     "on_full": (_one_of(ON_FULL), "queue or error"),
     "full_timeout": (_whole(MAX_TIMEOUT, "s"), f"0 to {MAX_TIMEOUT} seconds, 0 for no limit"),
@@ -109,4 +134,9 @@ _RULES: dict[str, tuple[Callable[[Value], Value | None], str]] = {
     "skip_zeroing": (flag, "yes or no"),
     "low_water": (_whole(100, "%"), "0% to 100%"),
     "max_clients": (_whole(MAX_CLIENTS, ""), f"0 to {MAX_CLIENTS} connections, 0 for no limit"),
+    "cache": (_one_of(CACHE), "page or bufio"),
+    "data_cache": (
+        _data_cache,
+        f"a size from {exact_size(MIN_DATA_CACHE)} to {exact_size(MAX_DATA_CACHE)}, such as 256M",
+    ),
 }

@@ -58,6 +58,8 @@ class Volume:
         self.cells = Cells()
         self.clients = 0
         self.limiter: Limiter | None = None
+        self.account = core.device.writeout.account()
+        self._credit = self.account.credit
         self._find = find
         self._device = core.device
         self._block_size = core.block_size
@@ -119,16 +121,15 @@ class Volume:
     def _share(self) -> None:
         """Show the C filter what it may serve; the one place that decides whether it may."""
         # What is paced, or goes through a cache of ours, is Python's alone.
-        if self._fast is None or self.limiter is not None or getattr(self._device, "direct", False):
+        if self._fast is None or self.limiter is not None or self._device.direct:
             return
-        account = getattr(self, "account", None)
         self._fast.show(
             self.table,
             self.size,
             self._block_size,
             self._device.fd,
             writable=not self.read_only,
-            credit=account.address if account is not None else None,
+            credit=self.account.address,
         )
 
     # --- requests -------------------------------------------------------------------------------
@@ -159,6 +160,10 @@ class Volume:
             raise self._out_of_range(offset, count, write=True)
         if self.read_only:
             raise ReadOnlyVolume(f"volume {self.name} is read-only")
+        credit = self._credit
+        credit[0] -= count
+        if credit[0] < 0:
+            self.account.renew()
         size = self._block_size
         block, within = divmod(offset, size)
         if within + count <= size:

@@ -1,21 +1,165 @@
-"""sync_file_range(2), which Python's os module lacks: having the page cache written out early.
+"""Bounded write-out: what the page cache holds unwritten of the data device, and who must wait.
 
-ctypes lets the GIL go during the call. Thread-safety: no state.
+Left to the kernel, a fifth of the machine's memory is unwritten before anybody slows down, and the
+next flush takes as long as that takes. Here a thread writes it out a window at a time, and a volume
+that has more than its share unwritten waits until a window is done.
+
+    write .. write .. credit used up -> renew: charge the volume -> over the bound, and its share?
+                                                  wait : new credit
+    charges of a window -> the thread writes it out and waits for the disk -> taken off again
+
+Volumes write on credit, so that a write costs one subtraction and whoever writes without Python
+needs nothing but the address of a counter. A credit counts as written when it is given.
+
+Invariants
+
+1. About `LIMIT_BYTES` are unwritten at most, one `GRANT_BYTES` more for each volume, and for each
+   volume that starts while others are over the bound no more than an equal share. It is not exact:
+   a page written twice counts twice.
+2. A volume with less than an equal share of the bound never waits.
+3. Nobody waits unless the thread runs: it alone ends the waiting, which a flush may do as well.
+4. The thread never looks for errors: it works on a descriptor of its own, as whoever waits for
+   writing is told an error that the flush that counts would then not be told any more.
+
+Thread-safety: any thread. `_changed` guards all but the credits, which lose a write now and then.
 """
 
+from __future__ import annotations
+
 import ctypes
+import os
+import threading
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
+from thinpoold.committer import Timer
+
+LIMIT_BYTES: Final = 256 << 20
+"""What a disk of 250 MB/s writes in a second: so long a flush after a flood may take."""
+
+WINDOW_BYTES: Final = LIMIT_BYTES // 4
+"""Writing begins with so much. A disk's queue is full with it, and the other three quarters are
+there for what comes while it is written."""
+
+GRANT_BYTES: Final = 4 << 20
+
 _SYNC_FILE_RANGE_WRITE: Final = 2
+_SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
 
 _sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
 _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _sync_file_range.restype = ctypes.c_int
 
 
-def start_writing(fd: int) -> None:
-    """Start to write out what the page cache holds of a file; none of it is waited for.
+class Account:
+    """What one volume writes. `credit[0]` is how many bytes more it may write before `renew`."""
 
-    A failure is not told: it is found again, by the flush that counts.
-    """
-    _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
+    __slots__ = ("_out", "credit", "pending", "unwritten")
+
+    def __init__(self, out: WriteOut) -> None:
+        self._out = out
+        self.credit = array("q", [0])
+        # Charged and unwritten, in bytes, and how much of it is in no window yet.
+        self.unwritten = 0
+        self.pending = 0
+
+    @property
+    def address(self) -> int:
+        """Where the credit is in memory, for code that subtracts without Python."""
+        return self.credit.buffer_info()[0]
+
+    def renew(self) -> None:
+        """Take new credit; waits when the volume has written too much. Not inside a gate."""
+        self._out.charge(self)
+
+
+class WriteOut:
+    """Writes out what the page cache holds of `fd`, once its thread runs."""
+
+    def __init__(self, fd: int) -> None:
+        # A description of its own: invariant 4.
+        self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        self._changed = threading.Condition(threading.Lock())
+        # Those with something unwritten.
+        self._accounts: set[Account] = set()
+        self._unwritten = 0
+        self._pending = 0
+        self._timer = Timer("write-out", self._write_window, None)
+
+    @property
+    def unwritten(self) -> int:
+        """About how many bytes were written and have not reached the disk."""
+        return self._unwritten
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._timer.start()
+
+    def stop(self) -> None:
+        """End the thread, and with it all waiting."""
+        self._timer.stop()
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Close the descriptor; the thread has ended."""
+        os.close(self._fd)
+
+    def account(self) -> Account:
+        """Return an account for one volume more."""
+        return Account(self)
+
+    def charge(self, account: Account) -> None:
+        """Charge an account what it has overdrawn and a new credit; may wait first."""
+        with self._changed:
+            while self._over_share(account):
+                self._timer.kick()
+                self._changed.wait()
+            overdrawn = -account.credit[0]
+            if overdrawn < 0:
+                # Another of its threads was here.
+                return
+            account.credit[0] = GRANT_BYTES
+            amount = overdrawn + GRANT_BYTES
+            account.unwritten += amount
+            account.pending += amount
+            self._unwritten += amount
+            self._pending += amount
+            self._accounts.add(account)
+            if self._pending >= WINDOW_BYTES:
+                self._timer.kick()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """The context writes out all that was charged before it."""
+        with self._changed:
+            window = [(account, account.pending) for account in self._accounts if account.pending]
+            for account, _ in window:
+                account.pending = 0
+            self._pending = 0
+        try:
+            yield
+        finally:
+            # After a failure, too: nobody will write it again.
+            with self._changed:
+                for account, amount in window:
+                    account.unwritten -= amount
+                    self._unwritten -= amount
+                    if not account.unwritten:
+                        self._accounts.discard(account)
+                self._changed.notify_all()
+
+    def _over_share(self, account: Account) -> bool:
+        if self._unwritten < LIMIT_BYTES or not self._timer.running:
+            return False
+        return account.unwritten >= LIMIT_BYTES // len(self._accounts)
+
+    def _write_window(self) -> None:
+        """Write out what is charged, all that the page cache holds, and wait for it."""
+        with self._changed:
+            if not self._pending:
+                return
+        with self.writing():
+            _sync_file_range(self._fd, 0, 0, _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT_AFTER)

@@ -41,6 +41,7 @@ def status(pool: Pool) -> Fact:
             "block_size": size,
             "data": data_space(pool),
             "metadata": {
+            "cache": "bufio" if pool.device.direct else "page",
                 "size": metadata.metadata_blocks * BLOCK_SIZE,
                 "used": metadata.metadata_used * BLOCK_SIZE,
                 "file_size": file_size,

@@ -12,6 +12,7 @@ from typing import Any
 
 from thinpoold import volume_settings
 from thinpoold.admin.facts import Fact, data_space
+from thinpoold.direct import check_direct
 from thinpoold.errors import InvalidSize
 from thinpoold.pool import Pool
 from thinpoold.settings import Value
@@ -31,7 +32,7 @@ def get_settings(pool: Pool, volume: str | None = None) -> Fact:
 def set_settings(pool: Pool, settings: Mapping[str, Value], volume: str | None = None) -> Fact:
     """Change settings, of the pool or of a volume: all that are given, or none.
 
-    Raises `InvalidSetting`, `NoSuchVolume`.
+    Raises `InvalidSetting`, `NoSuchVolume`, `DeviceError` for a cache that the device cannot have.
     """
     if volume is not None:
         volume_settings.parse(settings)
@@ -40,6 +41,8 @@ def set_settings(pool: Pool, settings: Mapping[str, Value], volume: str | None =
             pool.put_volume(volume_settings.changed(pool.registry.get(volume), settings))
         return get_settings(pool, volume)
     changed = pool.record.settings.changed(settings)
+    if "cache" in settings and changed.cache == "bufio":
+        check_direct(pool.device.path)
     with pool.changing():
         pool.put_record(dataclasses.replace(pool.record, settings=changed))
     return get_settings(pool)

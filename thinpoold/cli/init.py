@@ -47,6 +47,15 @@ from thinpoold.sizes import MIN_BLOCK_SIZE, check_block_size, check_pool_size
 @click.option(
     "--low-water", metavar="PERCENT%", default="10%", help="Warn with less space free. [10%]"
 )
+@click.option(
+    "--cache",
+    type=click.Choice(pool_settings.CACHE),
+    default="page",
+    help="Where data are cached: by the kernel, or by the daemon over O_DIRECT. [page]",
+)
+@click.option(
+    "--data-cache", metavar="SIZE", default="256M", help="Memory of the latter cache. [256M]"
+)
 @json_option
 def init(
     pool_word: str | None,
@@ -60,6 +69,8 @@ def init(
     discard: str,
     skip_zeroing: bool,
     low_water: str,
+    cache: str,
+    data_cache: str,
     as_json: bool,
 ) -> None:
     """Make the pool POOL, whose data device has SIZE.
@@ -80,9 +91,8 @@ def init(
     paths = chosen_pool(pool, pool_word)
     _check_device(size, data, block_size)
     changes = {"on-full": on_full, "full-timeout": full_timeout, "discard": discard}
-    settings = pool_settings.Settings().changed(
-        {**changes, "skip-zeroing": skip_zeroing, "low-water": low_water}
-    )
+    changes |= {"low-water": low_water, "cache": cache, "data-cache": data_cache}
+    settings = pool_settings.Settings().changed({**changes, "skip-zeroing": skip_zeroing})
     from thinpoold.pool import create_pool
 
     create_pool(

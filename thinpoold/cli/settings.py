@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from thinpoold import settings
+from thinpoold import lock, settings
 from thinpoold.cli import output
 from thinpoold.cli.backend import Backend
 from thinpoold.cli.options import Name, Size, Text, chosen_pool, json_option, verb
@@ -31,6 +31,9 @@ def set_(words: tuple[str, ...], volume: str | None, pool: str | None, as_json: 
       skip-zeroing=yes|no       leave old bytes in the unwritten part of new blocks
       low-water=PERCENT%        with less space free, the log warns
       max-clients=N             connections to volumes at a time; 0 for no limit
+      cache=page|bufio          data in the kernel's page cache, or in one of the daemon's own over
+                                O_DIRECT; from the next start on
+      data-cache=SIZE           memory of the latter; from the next start on
 
     With --volume they are that volume's:
 
@@ -56,6 +59,9 @@ def set_(words: tuple[str, ...], volume: str | None, pool: str | None, as_json: 
     else:
         answer = backend.call("set", settings=given, volume=volume)
     _show(answer, as_json, volume)
+    later = [word for word in given if word.replace("-", "_") in settings.AT_NEXT_START]
+    if later and volume is None and lock.is_held(backend.paths):
+        output.note(f"{' and '.join(later)}: in effect when the pool is stopped and started again")
 
 
 @verb("get")

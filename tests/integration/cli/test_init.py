@@ -49,6 +49,8 @@ def test_the_settings(fresh: PoolRig) -> None:
         discard="nopassdown",
         skip_zeroing=True,
         low_water="25%",
+        cache="bufio",
+        data_cache="1G",
     )
     assert fresh.status()["block_size"] == 128 << 10
     assert (
@@ -59,6 +61,8 @@ def test_the_settings(fresh: PoolRig) -> None:
             "discard": "nopassdown",
             "skip_zeroing": True,
             "low_water": 25,
+            "cache": "bufio",
+            "data_cache": 1 << 30,
         }.items()
     )
 
@@ -73,6 +77,8 @@ def test_the_defaults(fresh: PoolRig) -> None:
             "discard": "passdown",
             "skip_zeroing": False,
             "low_water": 10,
+            "cache": "page",
+            "data_cache": 256 << 20,
         }.items()
     )
 

@@ -42,6 +42,32 @@ def test_it_outlives_the_daemon(new_pool: PoolMaker) -> None:
     assert rig.json("get")["settings"]["discard"] == "ignore"
 
 
+def test_another_cache_is_in_effect_after_the_next_start(new_pool: PoolMaker) -> None:
+    rig = new_pool()
+    done = rig.run("set", "cache=bufio", "data-cache=32M")
+    assert done.returncode == 0
+    assert "cache and data-cache: in effect when the pool is stopped and started again" in (
+        done.stderr
+    )
+    assert rig.status()["cache"] == "page"
+    rig.create("vol", "4M")
+    with rig.connect("vol") as client:
+        client.write(700, b"by way of the page cache")
+    rig.stop()
+    assert rig.run("set", "low-water=5%").stderr == ""
+    rig.start()
+    assert rig.status()["cache"] == "bufio"
+    with rig.connect("vol") as client:
+        assert client.read(700, 24) == b"by way of the page cache"
+        client.write(65536 + 5, b"past it")
+    rig.kill()
+    rig.cli("set", "cache=page")
+    rig.start()
+    assert rig.status()["cache"] == "page"
+    with rig.connect("vol") as client:
+        assert client.read(65536, 12) == bytes(5) + b"past it"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

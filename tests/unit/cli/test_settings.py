@@ -22,6 +22,9 @@ from thinpoold.settings import Settings, Value, as_text, parse
         ("skip_zeroing", True, True),
         ("low-water", "5%", 5),
         ("low-water", "100", 100),
+        ("cache", "bufio", "bufio"),
+        ("data-cache", "1G", 1 << 30),
+        ("data_cache", 16 << 20, 16 << 20),
     ],
 )
 def test_good_values(name: str, given: Value, value: Value) -> None:
@@ -44,6 +47,11 @@ def test_good_values(name: str, given: Value, value: Value) -> None:
         ("skip_zeroing", 2, "yes or no"),
         ("low-water", "101%", "0% to 100%"),
         ("low-water", "10G", "0% to 100%"),
+        ("cache", "none", "page or bufio"),
+        ("data-cache", "1M", "a size from 16M to 1T"),
+        ("data-cache", "2T", "a size from 16M to 1T"),
+        ("data-cache", "much", "a size from 16M to 1T"),
+        ("data_cache", True, "a size from 16M to 1T"),
     ],
 )
 def test_bad_values_are_refused_with_the_rule(name: str, given: Value, rule: str) -> None:
@@ -75,6 +83,9 @@ def test_all_or_none() -> None:
         st.sampled_from(["passdown", "nopassdown", "ignore"]),
         st.booleans(),
         st.integers(0, 100),
+        st.integers(0, 100000),
+        st.sampled_from(["page", "bufio"]),
+        st.integers(16 << 20, 1 << 40),
     )
 )
 def test_text_and_json_are_read_back(settings: Settings) -> None:

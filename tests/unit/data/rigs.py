@@ -23,10 +23,11 @@ from thinmeta.store.memory import MemoryStore
 from thinmeta.thin import ThinMetadata
 from thinpoold import admin, pool_record
 from thinpoold.device import Buffer, DataDevice
+from thinpoold.direct import DirectDevice
 from thinpoold.errors import DeviceError
 from thinpoold.pool import Pool
 from thinpoold.pool_record import PoolRecord
-from thinpoold.settings import Settings
+from thinpoold.settings import MIN_DATA_CACHE, Settings
 from thinpoold.volume import Volume
 
 BLOCK = 64 << 10
@@ -39,8 +40,8 @@ class FaultyDevice(DataDevice):
     `gates` holds calls up: a test sets one for a method's name, to have it wait there.
     """
 
-    def __init__(self, path: Path, fd: int, *, read_only: bool = False) -> None:
-        super().__init__(path, fd, read_only=read_only)
+    def __init__(self, path: Path, fd: int, **more: Any) -> None:
+        super().__init__(path, fd, **more)
         self.calls: list[str] = []
         self.fail_at: int | None = None
         self.fail_only: frozenset[str] = frozenset()
@@ -100,6 +101,10 @@ class FaultyDevice(DataDevice):
         return super().is_zero(offset, count)
 
 
+class FaultyDirectDevice(FaultyDevice, DirectDevice):
+    """The same, past the page cache."""
+
+
 class FaultyStore(MemoryStore):
     """A store that can hold up a commit, and fail at its `fail_at`-th read."""
 
@@ -152,8 +157,13 @@ class Rig:
 
     def _open(self) -> Pool:
         metadata = ThinMetadata.open(self.store)
-        self.device = FaultyDevice.open(self.path)
-        return Pool(self.store, metadata, self.device, pool_record.load(metadata))
+        record = pool_record.load(metadata)
+        self.device: FaultyDevice
+        if record.settings.cache == "bufio":
+            self.device = FaultyDirectDevice.open_direct(self.path, MIN_DATA_CACHE)
+        else:
+            self.device = FaultyDevice.open(self.path)
+        return Pool(self.store, metadata, self.device, record)
 
     def crash(self) -> None:
         """Go back to the last commit, as a killed daemon does; data stays as it is in the file."""

@@ -189,14 +189,3 @@ def test_a_large_range_is_zeroed_without_fallocate(
     device.write(b"x" * 10000, 0)
     device.zero(10, 5432)
     assert content(device, 0, 10000) == b"x" * 10 + bytes(5432) + b"x" * (10000 - 5442)
-
-
-def test_what_is_unwritten_is_counted_until_it_is_flushed_or_started(device: DataDevice) -> None:
-    device.write(b"x" * 1000, 0)
-    device.write_all([b"y" * 500, b"z" * 500], 5000)
-    assert device.unwritten == 2000
-    device.start_writing()
-    assert device.unwritten == 0
-    device.write(b"x", 0)
-    device.flush()
-    assert device.unwritten == 0

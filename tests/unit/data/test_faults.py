@@ -21,7 +21,7 @@ from thinpoold.errnos import errno_of
 from thinpoold.errors import DeviceError, NoSpace, PoolStopped, ThinPoolError
 from thinpoold.extents import extents
 from thinpoold.modes import Mode
-from thinpoold.settings import Settings
+from thinpoold.settings import CACHE, Settings
 
 
 def prepare(directory: Path, **settings: Any) -> tuple[Rig, bytes]:
@@ -80,8 +80,8 @@ def failure_of(function: Callable[[Rig], None], rig: Rig) -> Exception | None:
     return None
 
 
-def count_calls(directory: Path) -> list[str]:
-    rig, _ = prepare(directory)
+def count_calls(directory: Path, cache: str) -> list[str]:
+    rig, _ = prepare(directory, cache=cache)
     rig.device.log = True
     scenario(rig)
     calls = list(rig.device.calls)
@@ -89,16 +89,19 @@ def count_calls(directory: Path) -> list[str]:
     return calls
 
 
+@pytest.mark.parametrize("cache", CACHE)
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
 @pytest.mark.parametrize("stays", [False, True], ids=["once", "from-then-on"])
-def test_the_data_device_fails_at_each_call(tmp_path: Path, number: int, stays: bool) -> None:
+def test_the_data_device_fails_at_each_call(
+    tmp_path: Path, number: int, stays: bool, cache: str
+) -> None:
     (tmp_path / "count").mkdir()
-    calls = count_calls(tmp_path / "count")
+    calls = count_calls(tmp_path / "count", cache)
     assert {"read", "write", "write_all", "flush", "is_zero"} <= set(calls)
     for at, name in enumerate(calls):
         directory = tmp_path / f"{at}"
         directory.mkdir()
-        rig, before = prepare(directory)
+        rig, before = prepare(directory, cache=cache)
         rig.device.log, rig.device.fail_at = True, at
         rig.device.number, rig.device.stays = number, stays
         failure = failure_of(scenario, rig)

@@ -19,7 +19,7 @@ from tests.unit.data.rigs import BLOCK, Rig, read
 from thinmeta.check import check
 from thinpoold import admin, discard
 from thinpoold.extents import extents
-from thinpoold.settings import Settings
+from thinpoold.settings import CACHE, Settings
 
 BLOCKS = 6
 SECTORS = BLOCKS * BLOCK // 512
@@ -51,9 +51,11 @@ class Pools(RuleBasedStateMachine):
         # What each sector, by its offset, held since the last commit.
         self.seen: dict[str, dict[int, set[bytes]]] = {}
 
-    @initialize(passdown=st.booleans())
-    def make(self, passdown: bool) -> None:
-        choice = Settings(discard="passdown" if passdown else "nopassdown", on_full="error")
+    @initialize(passdown=st.booleans(), cache=st.sampled_from(CACHE))
+    def make(self, passdown: bool, cache: str) -> None:
+        choice = Settings(
+            discard="passdown" if passdown else "nopassdown", on_full="error", cache=cache
+        )
         self.rig = Rig(Path(self.directory.name), blocks=80, settings=choice)
 
     def committed(self) -> None:

@@ -260,17 +260,3 @@ def test_a_deadlock_free_crowd_at_the_brim(new_rig: Callable[..., Rig]) -> None:
         admin.create(rig.pool, f"v{number}", 10 * BLOCK)
     with threads() as pool:
         finish(*[pool.submit(run, number) for number in range(4)])
-
-
-def test_the_timer_starts_to_write_what_overwriting_leaves_unwritten(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("thinpoold.core.WRITE_OUT_BYTES", 2 * BLOCK)
-    volume = rig.create()
-    volume.pwrite(b"x" * (4 * BLOCK), 0)
-    rig.pool.commit()
-    rig.pool.start()
-    volume.pwrite(b"y" * (4 * BLOCK), 0)
-    rig.pool.core.timer.kick()
-    spin(lambda: rig.device.unwritten == 0)
-    assert not rig.pool.metadata.dirty
