@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from thinmeta.check.files import check_file
 from thinmeta.store.lmdb import LmdbStore
 from thinmeta.thin.metadata import ThinMetadata
 
@@ -23,10 +24,12 @@ from .figures import Spread
 
 BLOCK_SECTORS = 128  # 64 KiB data blocks
 MAPPINGS_PER_GIB = (1 << 30) // (BLOCK_SECTORS * 512)
+MAPPINGS_PER_TIB = MAPPINGS_PER_GIB << 10
 CACHE_BYTES = 64 << 20
 COMMIT_EVERY = 20_000  # mappings: about what one second of first writes makes
 COMMIT_RUNS = 1 << 18  # the same for mappings made in runs
-DEVICE = 0
+COMMIT_INSERTS = 1000
+DEVICE, SNAPSHOT = 0, 1
 
 T = TypeVar("T")
 
@@ -44,24 +47,29 @@ class Inserts:
 
 
 @dataclass(frozen=True)
-class Large:
-    """A device with many mappings: what depends on its size, and what must not."""
+class Grown:
+    """A device with many mappings: what depends on their number, and what must not."""
 
     mappings: int
     run: int  # mappings made at once; 0: in sequence, else shuffled runs of that length
     build_seconds: float
     file_bytes: float  # a mapping
-    snapshot_ms: Spread  # create_snapshot and its commit
+    open_cold_ms: Spread  # the file dropped from the page cache first
+    open_warm_ms: Spread
+    open_memory_bytes: int  # what the process grew by, with one look-up done
+    work: Work | None  # None where only opening was measured
 
 
 @dataclass(frozen=True)
-class Opened:
-    """Opening the metadata of a large pool, by a new process."""
+class Work:
+    """Changes of a device with many mappings."""
 
-    mappings: int
-    cold_ms: Spread  # the file dropped from the page cache first
-    warm_ms: Spread
-    memory_bytes: int  # what the process grew by, with one look-up done
+    insert_us: Spread  # a mapping where one had been removed, at random places
+    commit_ms: Spread  # of COMMIT_INSERTS such inserts
+    snapshot_ms: Spread  # with its commit
+    delete_snapshot_ms: Spread  # with its commit
+    check_seconds: float
+    delete_seconds: float  # of the device itself, with its commit
 
 
 def alone(case: Callable[..., T], *arguments: object) -> T:
@@ -100,38 +108,61 @@ def inserts(path: Path, order: str, mappings: int) -> Inserts:
     )
 
 
-def build(path: Path, mappings: int, run: int, snapshots: int) -> Large:
-    """Maps a device, then snapshots it again and again, a commit each.
+def grown(path: Path, mappings: int, run: int, times: int, *, work: bool = True) -> Grown:
+    """All about a device with `mappings` mappings; each part in a process of its own."""
+    built, size = alone(build, path, mappings, run)
+    cold, warm, memory = [], [], 0
+    for _ in range(times):
+        forget(path)
+        cold.append(alone(open_once, path, mappings)[0])
+        spent, memory = alone(open_once, path, mappings)
+        warm.append(spent)
+    done = None
+    if work:
+        inserts, commits, snapshots, deletes = alone(change, path, mappings, times)
+        done = Work(
+            Spread.of(inserts),
+            Spread.of(commits),
+            Spread.of(snapshots),
+            Spread.of(deletes),
+            check_seconds=alone(check_once, path),
+            delete_seconds=alone(delete_once, path),
+        )
+    path.unlink()
+    return Grown(mappings, run, built, size, Spread.of(cold), Spread.of(warm), memory, done)
+
+
+def build(path: Path, mappings: int, run: int) -> tuple[float, float]:
+    """Maps a device: seconds, and bytes of file a mapping.
 
     In sequence when `run` is 0; else in runs of that many mappings, in random order.
     """
+    begin = time.perf_counter()
+    with new_pool(path, mappings) as metadata:
+        empty = file_bytes(path)
+        fill(metadata, DEVICE, mappings, run)
+        metadata.commit()
+        built = time.perf_counter() - begin
+        return built, (file_bytes(path) - empty) / mappings
+
+
+def fill(metadata: ThinMetadata, device: int, mappings: int, run: int) -> None:
+    """Maps [0, mappings) of a device, with commits now and then."""
     length = run or 1 << 14
     begins = list(range(0, mappings, length))
     if run:
         random.Random(1).shuffle(begins)
-    begin = time.perf_counter()
-    with new_pool(path, mappings) as metadata:
-        empty, uncommitted = file_bytes(path), 0
-        for first in begins:
-            done = 0
-            while done < length:
-                data, count = metadata.reserve(length - done)
-                metadata.insert(DEVICE, first + done, data, count)
-                done += count
-            uncommitted += length
-            if uncommitted >= COMMIT_RUNS:
-                metadata.commit()
-                uncommitted = 0
-        metadata.commit()
-        built = time.perf_counter() - begin
-        size = file_bytes(path) - empty
-        times = []
-        for number in range(snapshots):
-            begin = time.perf_counter()
-            metadata.create_snapshot(DEVICE + 1 + number, DEVICE)
+    uncommitted = 0
+    for first in begins:
+        done = 0
+        while done < length:
+            data, count = metadata.reserve(length - done)
+            metadata.insert(device, first + done, data, count)
+            done += count
+        uncommitted += length
+        if uncommitted >= COMMIT_RUNS:
             metadata.commit()
-            times.append((time.perf_counter() - begin) * 1e3)
-    return Large(mappings, run, built, size / mappings, Spread.of(times))
+            uncommitted = 0
 
 
 def open_once(path: Path, mappings: int) -> tuple[float, int]:
@@ -142,20 +173,64 @@ def open_once(path: Path, mappings: int) -> tuple[float, int]:
     metadata = ThinMetadata.open(store, cache_bytes=CACHE_BYTES)
     spent = (time.perf_counter() - begin) * 1e3
     assert metadata.lookup(DEVICE, mappings - 1) is not None
-    grown = resident() - before
+    grew = resident() - before
     store.close()
-    return spent, grown
+    return spent, grew
 
 
-def opening(path: Path, mappings: int, times: int) -> Opened:
-    """Opens `times` times from the disk and `times` times from the page cache."""
-    cold, warm, grown = [], [], 0
-    for _ in range(times):
-        forget(path)
-        cold.append(alone(open_once, path, mappings)[0])
-        spent, grown = alone(open_once, path, mappings)
-        warm.append(spent)
-    return Opened(mappings, Spread.of(cold), Spread.of(warm), grown)
+def change(
+    path: Path, mappings: int, times: int
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Inserts, commits, snapshots, and deletes those: us, ms, ms, ms, each `times` times."""
+    chance = random.Random(2)
+    inserts, commits, snapshots, deletes = [], [], [], []
+    with opened(path) as metadata:
+        for _ in range(times):
+            blocks = chance.sample(range(mappings), COMMIT_INSERTS)
+            for block in blocks:
+                metadata.remove(DEVICE, block, block + 1)
+            metadata.commit()
+            chance.shuffle(blocks)
+
+            def insert(blocks: list[int] = blocks) -> None:
+                for block in blocks:
+                    data, _ = metadata.reserve(1)
+                    metadata.insert(DEVICE, block, data)
+
+            inserts.append(seconds_of(insert) * 1e6 / COMMIT_INSERTS)
+            commits.append(seconds_of(metadata.commit) * 1e3)
+
+            def snapshot() -> None:
+                metadata.create_snapshot(SNAPSHOT, DEVICE)
+                metadata.commit()
+
+            snapshots.append(seconds_of(snapshot) * 1e3)
+            deletes.append(seconds_of(lambda: delete(metadata, SNAPSHOT)) * 1e3)
+    return inserts, commits, snapshots, deletes
+
+
+def check_once(path: Path) -> float:
+    """Seconds to check the whole file."""
+    begin = time.perf_counter()
+    assert check_file(path).ok
+    return time.perf_counter() - begin
+
+
+def delete_once(path: Path) -> float:
+    """Seconds to delete the device."""
+    with opened(path) as metadata:
+        return seconds_of(lambda: delete(metadata, DEVICE))
+
+
+def delete(metadata: ThinMetadata, device: int) -> None:
+    metadata.delete_device(device)
+    metadata.commit()
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
 
 
 @contextlib.contextmanager
@@ -172,6 +247,16 @@ def new_pool(path: Path, mappings: int) -> Iterator[ThinMetadata]:
         metadata.create_thin(DEVICE)
         metadata.commit()
         yield metadata
+    finally:
+        store.close()
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[ThinMetadata]:
+    """The metadata in a file, for changing."""
+    store = LmdbStore(path)
+    try:
+        yield ThinMetadata.open(store, cache_bytes=CACHE_BYTES)
     finally:
         store.close()
 

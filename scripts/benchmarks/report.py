@@ -1,105 +1,98 @@
-"""Results as JSON and as Markdown tables, and the tables put into a document between markers."""
+"""Results as Markdown tables, and the tables put into a document between markers."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import platform
-import re
-import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from .datapath import CEILING, OURS, RIVAL, DataPath
-from .figures import Spread, paired_ratio
-from .metadata import MAPPINGS_PER_GIB, Inserts, Large, Opened
+from . import goals
+from .figures import spread
+from .metadata import COMMIT_INSERTS, MAPPINGS_PER_GIB, Grown, Inserts
+from .residency import Residency
+from .results import Results, ratio
+from .rounds import Measured, Row
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """All of one run."""
-
-    machine: dict[str, str]
-    data_path: DataPath | None
-    inserts: list[Inserts]
-    large: list[tuple[Large, Opened]]
-
-
-def machine() -> dict[str, str]:
-    """What the figures were measured on."""
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
-    return {
-        "cores": str(os.cpu_count()),
-        "processor": model[1] if model else platform.machine(),
-        "memory": f"{int(memory[1]) >> 20} GiB" if memory else "?",
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "nbdkit": _version("nbdkit", "--version"),
-        "qemu-nbd": _version("qemu-nbd", "--version"),
-        "fio": _version("fio", "--version"),
-    }
-
-
-def _version(*command: str) -> str:
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = re.search(r"\d+(\.\d+)+", text)
-    return found[0] if found else "?"
-
-
-def to_json(results: Results) -> dict[str, Any]:
-    return dataclasses.asdict(results)
+ABSENT = "-"
 
 
 def to_markdown(results: Results) -> str:
-    parts = [_machine_line(results.machine)]
-    if results.data_path is not None:
-        parts += _data_path(results.data_path)
+    parts = [_machine(results)]
+    judged = goals.judge(results)
+    if judged:
+        rows = [[one.goal, one.figure, "yes" if one.met else "**no**"] for one in judged]
+        parts += ["### Goals", _table(["goal", "figure", "met"], rows)]
+    for section in results.sections:
+        parts += _section(section)
+    parts += _memory(results.sections)
+    if results.growth or results.inserts:
+        parts.append("### The metadata library alone, on LMDB")
     if results.inserts:
         parts += _inserts(results.inserts)
-    if results.large:
-        parts += _large(results.large)
+    if results.growth:
+        parts += _growth(results.growth)
+    if results.residency:
+        parts += _residency(results.residency)
+    if results.failures:
+        parts.append("### Left out, because it failed")
+        parts.append("\n".join(f"- {failure}" for failure in results.failures))
     return "\n\n".join(parts) + "\n"
 
 
-def _machine_line(facts: dict[str, str]) -> str:
+def _machine(results: Results) -> str:
+    facts, options = results.machine, results.options
+    path = "with its C filter" if results.fastpath else "without a C filter"
     return (
         f"Measured on {facts['cores']} cores ({facts['processor']}), {facts['memory']} of memory, "
         f"Linux {facts['kernel']}, Python {facts['python']}, nbdkit {facts['nbdkit']}, "
-        f"qemu-nbd {facts['qemu-nbd']}, fio {facts['fio']}."
+        f"qemu-nbd {facts['qemu-nbd']}, fio {facts['fio']}; the load when it began was "
+        f"{facts['load before']}. thinpoold ran {path}. Mapped volumes have "
+        f"{options['mapped_mib']} MiB; each piece of work took {options['seconds']:g} s, or "
+        "as long as its amount takes."
     )
 
 
-def _data_path(measured: DataPath) -> list[str]:
+def _section(section: Measured) -> list[str]:
+    shown = [name for name in section.servers if any(_values(row, name) for row in section.rows)]
+    ours = section.servers[0]
+    against = [name for name in section.ratios if name in shown and name != ours]
     rows = []
-    for row in measured.rows:
-        rates = row.rates
+    for row in section.rows:
+        better = " (less is better)" if row.figure.less_is_better else ""
         rows.append(
             [
-                row.workload.name,
-                row.workload.unit,
-                *(str(Spread.of(rates[name])) for name in (OURS, CEILING, RIVAL)),
-                str(paired_ratio(rates[OURS], rates[CEILING])),
-                str(paired_ratio(rates[OURS], rates[RIVAL])),
+                row.figure.name,
+                row.figure.unit + better,
+                *(str(spread(row.values.get(name, [])) or ABSENT) for name in shown),
+                *(str(ratio(row, ours, name) or ABSENT) for name in against),
             ]
         )
-    head = ["work", "unit", OURS, CEILING, RIVAL, "ours / file", "ours / qcow2"]
-    rounds = len(measured.rows[0].rates[OURS])
-    memory = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in measured.memory.items())
-    path = "with the C filter" if measured.fastpath else "Python alone"
-    return [
-        (
-            f"Through NBD ({path}), median (least-greatest) of {rounds} rounds, mapped volumes of "
-            f"{measured.mapped_size >> 20} MiB; the ratios are medians of each round's own ratio:"
-        ),
-        _table(head, rows),
-        f"Private memory of the servers afterwards: {memory}.",
-    ]
+    head = ["work", "unit", *shown, *(f"ours / {name}" for name in against)]
+    return [f"### {section.title}", f"{_rounds(section.rounds)}.", _table(head, rows)]
 
 
-def _inserts(measured: list[Inserts]) -> list[str]:
+def _rounds(rounds: int) -> str:
+    if rounds == 1:
+        return "One round"
+    return f"Median (least-greatest) of {rounds} rounds"
+
+
+def _values(row: Row, name: str) -> bool:
+    return any(value is not None for value in row.values.get(name, []))
+
+
+def _memory(measured: Sequence[Measured]) -> list[str]:
+    """Of each server, after the last section in which it took part."""
+    latest: dict[str, int] = {}
+    for section in measured:
+        latest |= section.memory
+    if not latest:
+        return []
+    shown = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in latest.items())
+    return [f"Private memory of the servers with a mapped volume, at the end: {shown}."]
+
+
+def _inserts(measured: Sequence[Inserts]) -> list[str]:
     rows = [
         [
             f"{case.mappings:,} in {case.order} order",
@@ -111,35 +104,84 @@ def _inserts(measured: list[Inserts]) -> list[str]:
         for case in measured
     ]
     head = ["mappings, one at a time", "insert us", "+ commit us", "file bytes each", "memory MB"]
-    return [
-        "The metadata library alone, on LMDB, a commit each 20,000 mappings:",
-        _table(head, rows),
-    ]
+    return ["Into an empty device, a commit each 20,000 mappings:", _table(head, rows)]
 
 
-def _large(measured: list[tuple[Large, Opened]]) -> list[str]:
+def _growth(measured: Sequence[Grown]) -> list[str]:
     rows = []
-    for case, opened in measured:
-        order = f"shuffled runs of {case.run}" if case.run else "in sequence"
+    for case in measured:
+        work = case.work
         rows.append(
             [
-                f"{case.mappings / MAPPINGS_PER_GIB:,.0f} GiB, {order}",
-                str(case.snapshot_ms),
-                str(opened.cold_ms),
-                str(opened.warm_ms),
-                f"{opened.memory_bytes / 1e6:.1f}",
+                size_name(case),
+                *(
+                    map(str, (work.insert_us, work.commit_ms, work.snapshot_ms))
+                    if work
+                    else [ABSENT] * 3
+                ),
+                str(work.delete_snapshot_ms) if work else ABSENT,
+                str(case.open_cold_ms),
+                str(case.open_warm_ms),
+                f"{work.check_seconds:.2f}" if work else ABSENT,
+                f"{work.delete_seconds:.2f}" if work else ABSENT,
+                f"{case.open_memory_bytes / 1e6:.1f}",
                 f"{case.file_bytes:.2f}",
             ]
         )
     head = [
         "mapped",
-        "snapshot + commit ms",
+        "insert us",
+        "commit ms",
+        "snapshot ms",
+        "delete it ms",
         "open ms, from disk",
         "open ms, cached",
-        "memory MB",
+        "check s",
+        "delete all s",
+        "memory to open MB",
         "file bytes a mapping",
     ]
-    return ["Large volumes (1 TiB is 16.8 million mappings):", _table(head, rows)]
+    return [
+        (
+            "As mapped blocks grow (1 TiB is 16.8 million mappings): "
+            f"{COMMIT_INSERTS:,} inserts at random places, one by one, and the commit of those; a "
+            "snapshot with its commit, and deleting it with its commit; opening in a new process; "
+            "checking the whole file; deleting the whole device:"
+        ),
+        _table(head, rows),
+    ]
+
+
+def size_name(case: Grown) -> str:
+    order = f"shuffled runs of {case.run}" if case.run else "in sequence"
+    return f"{case.mappings / MAPPINGS_PER_GIB:,.0f} GiB, {order}"
+
+
+def _residency(measured: Sequence[Residency]) -> list[str]:
+    rows = [
+        [
+            case.server,
+            f"{case.mappings / MAPPINGS_PER_GIB:,.0f} GiB",
+            f"{case.idle / 1e6:.0f}",
+            f"{case.used / 1e6:.0f}",
+            f"{case.cache / 1e6:.0f}",
+            f"{case.bytes_a_mapping:.1f}",
+        ]
+        for case in measured
+    ]
+    head = [
+        "daemon",
+        "mapped, in shuffled runs of 16",
+        "just started, MB",
+        "in use, MB",
+        "of which the cache may be, MB",
+        "beside that, bytes a mapping",
+    ]
+    return [
+        "### Memory of the daemon with a large volume in use",
+        "Private memory once reads have met every leaf of its tree, and random reads and writes:",
+        _table(head, rows),
+    ]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -155,3 +197,6 @@ def put_into(document: Path, tables: str) -> None:
     if not found or not closed:
         raise ValueError(f"{document} has no place for figures: {BEGIN} ... {END}")
     document.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
+
+
+__all__ = ["BEGIN", "END", "put_into", "size_name", "to_markdown"]

@@ -1,17 +1,50 @@
-"""The benchmarks' arithmetic and their report; what they measure is for scripts/bench."""
+"""The benchmarks' arithmetic, their report, and one small run; figures are for scripts/bench."""
 
 import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from scripts.benchmarks import datapath, figures, metadata, report, workloads
+from scripts.benchmarks import (
+    figures,
+    goals,
+    metadata,
+    nbd_client,
+    plot,
+    qcow2,
+    report,
+    residency,
+    results,
+    rounds,
+    sections,
+)
+from scripts.benchmarks.ours import Thinpoold
+from scripts.benchmarks.peers import (
+    FilePlugin,
+    ImagePeer,
+    NotOfferedError,
+    Peer,
+    PythonNoop,
+    QemuNbd,
+)
+from scripts.benchmarks.pieces import MIB, Effort, Figure, FirstFlush, Flood, Load, Piece
+from scripts.benchmarks.sections import FILE, OURS, Section
+
+SIZE = 4 * MIB
+
+
+# --- arithmetic -----------------------------------------------------------------------------------
 
 
 def test_a_spread_is_the_median_between_the_least_and_the_greatest() -> None:
-    spread = figures.Spread.of([3.0, 1.0, 250.0])
-    assert (spread.median, spread.low, spread.high) == (3.0, 1.0, 250.0)
-    assert str(spread) == "3.00 (1.00-250)"
+    spread = figures.Spread.of([3.0, 1.0, 1250.0])
+    assert (spread.median, spread.low, spread.high) == (3.0, 1.0, 1250.0)
+    assert str(spread) == "3.00 (1.00-1,250)"
+    assert str(figures.Spread.of([12.34])) == "12.3"
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:
@@ -19,33 +52,177 @@ def test_a_ratio_is_taken_round_by_round() -> None:
     assert figures.paired_ratio([200.0, 20.0], [100.0, 10.0]) == figures.Spread(2.0, 2.0, 2.0)
 
 
+def test_a_ratio_above_one_is_better_where_less_is() -> None:
+    assert figures.paired_ratio([5.0], [20.0], less_is_better=True) == figures.Spread(4.0, 4.0, 4.0)
+
+
+def test_rounds_that_one_side_failed_do_not_count() -> None:
+    assert figures.paired_ratio([2.0, None, 9.0], [1.0, 1.0, None]) == figures.Spread(2.0, 2.0, 2.0)
+    assert figures.paired_ratio([None], [1.0]) is None
+    assert figures.spread([None]) is None
+
+
 def test_ratios_need_as_many_rounds_on_both_sides() -> None:
     with pytest.raises(ValueError, match="shorter"):
         figures.paired_ratio([1.0, 2.0], [1.0])
 
 
-def results() -> report.Results:
-    rows = [
-        datapath.Row(work, {"thinpoold": [1.0], "nbdkit file": [2.0], "qemu-nbd qcow2": [4.0]})
-        for work in workloads.table(workloads.GIB, quick=True)
-    ]
-    large = metadata.Large(16384, 0, 1.0, 0.5, figures.Spread.of([1.0]))
-    opened = metadata.Opened(16384, figures.Spread.of([2.0]), figures.Spread.of([3.0]), 0)
-    return report.Results(
-        dict.fromkeys(report.machine(), "1"),
-        datapath.DataPath(rows, {"thinpoold": 1 << 20}, fastpath=False, mapped_size=1 << 30),
-        [metadata.Inserts("random", 1000, 5.0, 1.0, 8.0, 0)],
-        [(large, opened)],
+# --- rounds ---------------------------------------------------------------------------------------
+
+
+class Fake(Peer):
+    """Notes who was asked when; one that `fails` breaks in the second round."""
+
+    name = "fake"
+    asked: list[str]
+    fails = False
+
+    def mapped(self, size: int) -> str:
+        return self.directory.name
+
+    def empty(self, size: int) -> AbstractContextManager[str]:
+        raise NotOfferedError
+
+    def memory(self) -> int:
+        return 1 << 20
+
+    def close(self) -> None:
+        self.asked.append(f"close {self.name}")
+
+
+class Ask:
+    """A piece of work that only notes for whom it was done."""
+
+    figures = (Figure("asking", "times"),)
+
+    def do(self, peer: Peer, effort: Effort, settle: object) -> tuple[float, ...]:
+        assert isinstance(peer, Fake)
+        peer.asked.append(peer.name)
+        if peer.fails and effort.seed == 2:
+            raise OSError("broke")
+        return (float(effort.seed),)
+
+
+class AskEmpty(Ask):
+    figures = (Figure("asking for what is not had", "times"),)
+
+    def do(self, peer: Peer, effort: Effort, settle: object) -> tuple[float, ...]:
+        with peer.empty(1):
+            return (0.0,)
+
+
+def measured(
+    tmp_path: Path, pieces: Sequence[Piece], fails: str = ""
+) -> tuple[rounds.Measured, rounds.Runner, list[str]]:
+    asked: list[str] = []
+
+    def kind(which: str) -> sections.Kind:
+        return type("Fake", (Fake,), {"name": which, "asked": asked, "fails": which == fails})
+
+    names = ["a", "b", "c"]
+    with rounds.Peers(tmp_path, {name: kind(name) for name in names}) as peers:
+        runner = rounds.Runner(peers, tmp_path, seconds=1, mapped=1)
+        section = Section("key", "title", pieces, names, ["b"])
+        return runner.measure(section, 3), runner, asked
+
+
+def test_servers_take_turns_and_the_order_rotates(tmp_path: Path) -> None:
+    found, runner, asked = measured(tmp_path, [Ask()])
+    assert asked == [*"abc", *"bca", *"cab", "close a", "close b", "close c"]
+    assert all(found.rows[0].values[name] == [1.0, 2.0, 3.0] for name in "abc")
+    assert not runner.failures
+
+
+def test_a_server_that_fails_is_left_out_ended_and_started_anew(tmp_path: Path) -> None:
+    found, runner, asked = measured(tmp_path, [Ask()], fails="b")
+    assert asked[:7] == [*"abc", "b", "close b", *"ca"]
+    assert found.rows[0].values["b"] == [1.0, None, 3.0]
+    assert runner.failures == ["key, asking: b: OSError: broke"]
+
+
+def test_what_a_server_does_not_offer_is_no_failure(tmp_path: Path) -> None:
+    found, runner, _ = measured(tmp_path, [AskEmpty()])
+    assert found.rows[0].values["a"] == [None] * 3
+    assert not runner.failures
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def run_of(ours: float, file: float, qcow2: float) -> results.Results:
+    """A whole run in which every row came to these values."""
+    found = results.Results(
+        results.machine(), {"mapped_mib": 1024, "seconds": 1.0}, fastpath=True, failures=["a: b"]
     )
+    for section in sections.table(quick=False):
+        values = {name: [qcow2] for name in section.servers} | {OURS: [ours], FILE: [file]}
+        rows = [
+            rounds.Row(figure, {name: values[name] for name in section.servers})
+            for piece in section.pieces
+            for figure in piece.figures
+        ]
+        found.sections.append(
+            rounds.Measured(
+                section.key,
+                section.title,
+                section.servers,
+                section.ratios,
+                1,
+                rows,
+                {OURS: 1 << 20},
+            )
+        )
+    one = figures.Spread.of([1.0])
+    for gib, run in ((1, 0), (1024, 0), (1024, 16)):
+        work = metadata.Work(one, one, one, one, 1.0, 1.0)
+        found.growth.append(metadata.Grown(gib << 14, run, 1.0, 0.5, one, one, 0, work))
+    found.growth.append(metadata.Grown(10 << 24, 0, 1.0, 0.5, one, one, 0, None))
+    found.inserts += [metadata.Inserts(o, 1000, 5.0, 1.0, 8.0, 0) for o in ("sequential", "random")]
+    found.residency.append(residency.Residency(OURS, 1 << 24, 0, (64 << 20) + (8 << 24)))
+    return found
 
 
 def test_every_figure_is_in_the_report() -> None:
-    text = report.to_markdown(results())
-    for work in workloads.table(workloads.GIB, quick=True):
-        assert f"| {work.name} | {work.unit} | 1.00 (1.00-1.00) | 2.00" in text
-    assert "0.50 (0.50-0.50) | 0.25 (0.25-0.25) |" in text
-    assert "| 1 GiB, in sequence | 1.00 (1.00-1.00) | 2.00 (2.00-2.00) | 3.00" in text
-    json.dumps(report.to_json(results()))
+    found = run_of(1.0, 2.0, 4.0)
+    text = report.to_markdown(found)
+    for section in sections.table(quick=False):
+        for piece in section.pieces:
+            for figure in piece.figures:
+                assert f"| {figure.name} | {figure.unit}" in text
+    assert "| 0.50 | 0.25 |" in text  # ours over each of two peers
+    assert "| 1,024 GiB, shuffled runs of 16 | 1.00 |" in text
+    assert "- a: b" in text
+    assert json.loads(json.dumps(found.to_json()))["fastpath"] is True
+
+
+def test_goals_are_met_by_what_is_good_enough() -> None:
+    judged = goals.judge(run_of(1.0, 1.0, 0.4))
+    rates = [one for one in judged if "of nbdkit file" in one.goal or "of qemu-nbd" in one.goal]
+    assert rates
+    assert all(one.met for one in rates)
+
+
+def test_goals_are_not_met_by_what_is_not() -> None:
+    judged = {one.goal: one for one in goals.judge(run_of(0.9, 1.0, 0.4))}
+    missed = judged["mapped blocks: at least 0.95 of nbdkit file"]
+    assert not missed.met
+    assert missed.figure.startswith("0 of 20; least 0.90")
+    assert judged["first writes: at least 1.5 of qemu-nbd qcow2"].met
+
+
+def test_goals_in_time_and_memory_are_ceilings() -> None:
+    found = run_of(1.0, 1.0, 1.0)
+    slow = figures.Spread.of([10.0])
+    work = metadata.Work(slow, slow, slow, slow, 1.0, 1.0)
+    found.growth.append(metadata.Grown(1024 << 14, 16, 1.0, 0.5, slow, slow, 0, work))
+    found.residency.append(residency.Residency("fat", 1 << 24, 0, (64 << 20) + (9 << 24)))
+    judged = {one.goal: one.met for one in goals.judge(found)}
+    assert judged["snapshot of 1 GiB mapped: under 10 ms"]
+    assert not judged["snapshot of 1,024 GiB mapped: under 10 ms"]
+    assert judged["open 10 TiB mapped: under 1 s"]
+    told = "memory in use, {}: at most 8 bytes a mapped block beside the cache"
+    assert judged[told.format(OURS)]
+    assert not judged[told.format("fat")]
 
 
 def test_tables_replace_what_was_between_the_markers(tmp_path: Path) -> None:
@@ -64,17 +241,100 @@ def test_a_document_without_markers_is_left_alone(tmp_path: Path) -> None:
     assert document.read_text() == "no place\n"
 
 
+def test_the_same_results_make_the_same_picture(tmp_path: Path) -> None:
+    pictures = []
+    for name in ("one.svg", "two.svg"):
+        plot.draw(run_of(1.0, 2.0, 4.0), tmp_path / name)
+        pictures.append((tmp_path / name).read_text())
+    assert pictures[0] == pictures[1]
+    for drawn in ("sequential write 128 KiB, depth 4", "check", "levels of snapshots"):
+        assert drawn in pictures[0]
+
+
+def test_a_picture_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot.draw(results.Results(results.machine(), {}), tmp_path / "none.png")
+
+
+# --- the servers ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def own_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As the command line of the benchmarks does it.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+KINDS: list[type[Peer]] = [
+    Thinpoold,
+    FilePlugin,
+    PythonNoop,
+    QemuNbd,
+    qcow2.InternalSnapshots,
+    qcow2.Overlays,
+]
+SNAPSHOTTING = [Thinpoold, qcow2.InternalSnapshots, qcow2.Overlays]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.name))
+def test_a_server_does_a_piece_of_work(tmp_path: Path, kind: type[Peer]) -> None:
+    peer = kind(tmp_path / "peer")
+    try:
+        effort = Effort(0.05, SIZE, 1, tmp_path)
+        work: list[Piece] = [Load("any", "randwrite", 4096, 4, 2), FirstFlush(SIZE)]
+        if isinstance(peer, Thinpoold | FilePlugin):
+            work.append(Flood())
+        if kind in SNAPSHOTTING:
+            work.append(Load("any", "randwrite", 4096, 4, on="shared", amount=1 << 16, flush=True))
+        for piece in work:
+            values = piece.do(peer, effort, lambda: None)
+            assert len(values) == len(piece.figures)
+            assert all(value > 0 for value in values)
+        assert peer.memory() > 0
+    finally:
+        peer.close()
+    if isinstance(peer, ImagePeer):
+        with pytest.raises(OSError, match="No such process"):
+            os.kill(peer._server.pid if peer._server else 0, 0)
+
+
+@pytest.mark.parametrize("kind", SNAPSHOTTING, ids=lambda kind: str(kind.name))
+def test_levels_hold_what_each_wrote(tmp_path: Path, kind: type[Peer]) -> None:
+    peer = kind(tmp_path / "peer")
+    try:
+        with peer.levels(SIZE, 2) as uri, nbd_client.connected(uri) as handle:
+            # Two levels' writes, over data that fio wrote: no byte range is a hole.
+            assert handle.get_size() == SIZE
+            assert bytes(handle.pread(4096, 0)) != bytes(4096)
+    finally:
+        peer.close()
+
+
+# --- the metadata library -------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("order", ["sequential", "random"])
-def test_the_metadata_cases_run(tmp_path: Path, order: str) -> None:
+def test_inserts_are_measured(tmp_path: Path, order: str) -> None:
     case = metadata.inserts(tmp_path / "inserts.lmdb", order, 2000)
     assert case.mappings == 2000
     assert case.file_bytes > 0
 
 
 @pytest.mark.parametrize("run", [0, 16])
-def test_a_large_volume_opens_again(tmp_path: Path, run: int) -> None:
-    path = tmp_path / "large.lmdb"
-    assert metadata.build(path, 1 << 15, run, snapshots=2).mappings == 1 << 15
+def test_a_large_volume_is_measured_in_parts(tmp_path: Path, run: int) -> None:
+    path, mappings = tmp_path / "large.lmdb", 1 << 15
+    _, size = metadata.build(path, mappings, run)
+    assert 0 < size < 40
     metadata.forget(path)
-    spent, _ = metadata.open_once(path, 1 << 15)
-    assert spent > 0
+    assert metadata.open_once(path, mappings)[0] > 0
+    for values in metadata.change(path, mappings, 2):
+        assert len(values) == 2
+        assert min(values) > 0
+    assert metadata.check_once(path) > 0
+    assert metadata.delete_once(path) > 0
+
+
+def test_the_memory_of_a_daemon_in_use_is_measured(tmp_path: Path) -> None:
+    mappings = metadata.MAPPINGS_PER_GIB // 4
+    case = residency.measure(residency.Large, tmp_path / "peer", mappings, 0.05)
+    assert case.used > case.idle > 1 << 20

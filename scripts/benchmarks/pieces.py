@@ -1,0 +1,191 @@
+"""The pieces of work that servers are given, and what is read off each.
+
+A piece gives one value for each of its figures, each time it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from . import fio, nbd_client
+from .peers import NotOfferedError, Peer
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+# Between getting everything ready and the work: what earlier work left unwritten is written out.
+Settle = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of a table."""
+
+    name: str
+    unit: str
+    less_is_better: bool = False
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of it. `mapped` is the size in bytes of the volumes that are filled beforehand."""
+
+    seconds: float
+    mapped: int
+    seed: int
+    scratch: Path
+
+
+class Piece(Protocol):
+    @property
+    def figures(self) -> tuple[Figure, ...]: ...
+
+    def do(self, peer: Peer, effort: Effort, settle: Settle) -> tuple[float, ...]:
+        """Does it once: a value for each figure. Raises NotOfferedError, or what went wrong."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests of one kind, as many as the server will take.
+
+    `on` is the volume: "mapped", "empty", or "shared" (mapped, with a snapshot just made).
+    `spread` and `amount` in bytes as in fio.Job, 0 for the whole mapped size and for no limit.
+    """
+
+    name: str
+    pattern: str
+    block: int
+    depth: int
+    connections: int = 1
+    on: str = "mapped"
+    spread: int = 0
+    amount: int = 0
+    flush: bool = False
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        return (Figure(self.name, "MB/s" if self.block > 64 * KIB else "kIOPS"),)
+
+    def do(self, peer: Peer, effort: Effort, settle: Settle) -> tuple[float, ...]:
+        spread = self.spread or effort.mapped
+        with contextlib.ExitStack() as use:
+            if self.on == "empty":
+                uri = use.enter_context(peer.empty(spread))
+            elif self.on == "shared":
+                uri = use.enter_context(peer.shared(effort.mapped))
+            else:
+                uri = peer.mapped(effort.mapped)
+            settle()
+            job = fio.Job(
+                uri,
+                self.pattern,
+                self.block,
+                self.depth,
+                spread,
+                self.connections,
+                self.amount,
+                self.flush,
+            )
+            [done] = fio.run(
+                [job], seconds=effort.seconds, seed=effort.seed, scratch=effort.scratch
+            )
+        if self.block > 64 * KIB:
+            return (done.bytes_per_second / 1e6,)
+        return (done.iops / 1e3,)
+
+
+@dataclass(frozen=True)
+class ReadLevels:
+    """Random reads of what lies over `levels` snapshots."""
+
+    levels: int
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        return (Figure(level_name(self.levels), "kIOPS"),)
+
+    def do(self, peer: Peer, effort: Effort, settle: Settle) -> tuple[float, ...]:
+        size = effort.mapped // 2
+        with peer.levels(size, self.levels) as uri:
+            settle()
+            job = fio.Job(uri, "randread", 4 * KIB, 16, size)
+            [done] = fio.run(
+                [job], seconds=effort.seconds, seed=effort.seed, scratch=effort.scratch
+            )
+        return (done.iops / 1e3,)
+
+
+def level_name(levels: int) -> str:
+    return f"random read 4 KiB, depth 16, through {levels} levels of snapshots"
+
+
+@dataclass(frozen=True)
+class Flood:
+    """One client reads one volume, one request at a time, while another fills another volume."""
+
+    longer: float = 4.0  # than other pieces: it takes a while until unwritten data weighs
+
+    READER: ClassVar = (
+        "4 KiB random read, depth 1: 99 of 100 answered within, nothing else going on"
+    )
+    FLOODED: ClassVar = "the same while another volume is written in sequence at full speed"
+    WRITER: ClassVar = "that writing"
+    figures: ClassVar = (
+        Figure(READER, "us", less_is_better=True),
+        Figure(FLOODED, "us", less_is_better=True),
+        Figure(WRITER, "MB/s"),
+    )
+
+    def do(self, peer: Peer, effort: Effort, settle: Settle) -> tuple[float, ...]:
+        size = 4 * effort.mapped
+        read = fio.Job(peer.mapped(effort.mapped), "randread", 4 * KIB, 1, effort.mapped)
+        settle()
+        [alone] = fio.run([read], seconds=effort.seconds, seed=effort.seed, scratch=effort.scratch)
+        with peer.empty(size) as uri:
+            write = fio.Job(uri, "write", 128 * KIB, 16, size)
+            flooded, writing = fio.run(
+                [read, write],
+                seconds=effort.seconds * self.longer,
+                seed=effort.seed,
+                scratch=effort.scratch,
+            )
+        return alone.p99_us, flooded.p99_us, writing.bytes_per_second / 1e6
+
+
+@dataclass(frozen=True)
+class FirstFlush:
+    """Much is written and not flushed; then one flush."""
+
+    size: int
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        much = f"{self.size / GIB:g} GiB"
+        return (
+            Figure(f"writing {much} in sequence without a flush", "s", less_is_better=True),
+            Figure(f"the first flush after {much}", "s", less_is_better=True),
+        )
+
+    def do(self, peer: Peer, effort: Effort, settle: Settle) -> tuple[float, ...]:
+        with peer.empty(self.size) as uri:
+            settle()
+            return nbd_client.write_then_flush(uri, self.size)
+
+
+__all__ = [
+    "GIB",
+    "KIB",
+    "MIB",
+    "Effort",
+    "Figure",
+    "FirstFlush",
+    "Flood",
+    "Load",
+    "NotOfferedError",
+    "Piece",
+    "ReadLevels",
+    "level_name",
+]

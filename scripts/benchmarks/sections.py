@@ -1,0 +1,196 @@
+"""What is measured through NBD: which work, given to which servers."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .ours import FourThreads, PythonAlone, Thinpoold
+from .peers import FilePlugin, Peer, PythonNoop, QemuNbd
+from .pieces import GIB, KIB, MIB, FirstFlush, Flood, Load, Piece, ReadLevels
+from .qcow2 import InternalSnapshots, Overlays
+
+Kind = Callable[[Path], Peer]
+
+OURS, PYTHON, THREADS = Thinpoold.name, PythonAlone.name, FourThreads.name
+FILE, NOOP = FilePlugin.name, PythonNoop.name
+QCOW2, INTERNAL, OVERLAY = QemuNbd.name, InternalSnapshots.name, Overlays.name
+
+KINDS: dict[str, Kind] = {
+    OURS: Thinpoold,
+    PYTHON: PythonAlone,
+    THREADS: FourThreads,
+    FILE: FilePlugin,
+    NOOP: PythonNoop,
+    QCOW2: QemuNbd,
+    INTERNAL: InternalSnapshots,
+    OVERLAY: Overlays,
+}
+
+MAPPED, THREADED, FIRST, SHARED = "mapped", "threads", "first-write", "after-snapshot"
+FLUSHES, LEVELS, FLOOD, FIRST_FLUSH = "flush", "levels", "flood", "first-flush"
+KEYS = (MAPPED, THREADED, FIRST, SHARED, FLUSHES, LEVELS, FLOOD, FIRST_FLUSH)
+LEVEL_COUNTS = (0, 1, 10, 100)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table. `ratios` are the servers that ours is held against, all of them in `servers`."""
+
+    key: str
+    title: str
+    pieces: Sequence[Piece]
+    servers: Sequence[str]
+    ratios: Sequence[str]
+    most_rounds: int = 100
+
+
+def table(*, quick: bool) -> list[Section]:
+    """All sections, in the order in which they are measured."""
+    absent = set() if filter_can_be_left_out() else {PYTHON}
+    sections = [
+        Section(
+            MAPPED,
+            "Mapped blocks",
+            [
+                Load(
+                    f"{name}, depth {depth}{over(connections)}", pattern, block, depth, connections
+                )
+                for name, pattern, block in (
+                    ("random read 4 KiB", "randread", 4 * KIB),
+                    ("random write 4 KiB", "randwrite", 4 * KIB),
+                    ("sequential read 128 KiB", "read", 128 * KIB),
+                    ("sequential write 128 KiB", "write", 128 * KIB),
+                )
+                for depth, connections in (
+                    ((1, 1), (16, 4)) if quick else ((1, 1), (4, 1), (16, 1), (4, 4), (16, 4))
+                )
+            ],
+            (OURS, PYTHON, FILE, NOOP, QCOW2),
+            (FILE, QCOW2),
+        ),
+        Section(
+            THREADED,
+            "What an nbdkit that is safe with several threads a connection would give",
+            [
+                Load("random read 4 KiB, depth 16", "randread", 4 * KIB, 16),
+                Load("random write 4 KiB, depth 16", "randwrite", 4 * KIB, 16),
+                Load("sequential read 128 KiB, depth 16", "read", 128 * KIB, 16),
+            ],
+            (THREADS, OURS, FILE),
+            (OURS, FILE),
+        ),
+        Section(
+            FIRST,
+            "First writes, into an empty volume",
+            [
+                Load(
+                    "first write, sequential 128 KiB, depth 4",
+                    "write",
+                    128 * KIB,
+                    4,
+                    on="empty",
+                    spread=GIB // 4 if quick else 2 * GIB,
+                    amount=GIB // 4 if quick else 2 * GIB,
+                ),
+                # Spread so thin that nearly every write is the first one to its 64 KiB block.
+                Load(
+                    "first write, random 4 KiB, depth 16",
+                    "randwrite",
+                    4 * KIB,
+                    16,
+                    on="empty",
+                    spread=64 * GIB,
+                    amount=8 * MIB if quick else 64 * MIB,
+                ),
+            ],
+            (OURS, PYTHON, FILE, QCOW2),
+            (FILE, QCOW2),
+        ),
+        Section(
+            SHARED,
+            "First writes after a snapshot",
+            [
+                Load(
+                    "random 4 KiB, depth 16 (64 KiB copied for each)",
+                    "randwrite",
+                    4 * KIB,
+                    16,
+                    on="shared",
+                    amount=2 * MIB if quick else 16 * MIB,
+                ),
+            ],
+            (OURS, PYTHON, INTERNAL, OVERLAY),
+            (INTERNAL, OVERLAY),
+        ),
+        Section(
+            FLUSHES,
+            "A flush after each write",
+            [
+                Load("random 4 KiB, depth 1", "randwrite", 4 * KIB, 1, flush=True),
+                Load(
+                    "random 4 KiB, depth 16 over 4 connections",
+                    "randwrite",
+                    4 * KIB,
+                    16,
+                    4,
+                    flush=True,
+                ),
+                Load(
+                    "first write, random 4 KiB, depth 1",
+                    "randwrite",
+                    4 * KIB,
+                    1,
+                    on="empty",
+                    spread=64 * GIB,
+                    # Not by the clock alone: fio's ramp would count blocks as mapped already.
+                    amount=GIB,
+                    flush=True,
+                ),
+            ],
+            (OURS, PYTHON, FILE, QCOW2),
+            (FILE, QCOW2),
+        ),
+        Section(
+            LEVELS,
+            "Reads through snapshots",
+            [ReadLevels(levels) for levels in ((0, 10) if quick else LEVEL_COUNTS)],
+            (OURS, PYTHON, INTERNAL, OVERLAY),
+            (INTERNAL, OVERLAY),
+        ),
+        Section(
+            FLOOD,
+            "One volume while another is flooded",
+            [Flood()],
+            (OURS, PYTHON, FILE, QCOW2),
+            (FILE, QCOW2),
+        ),
+        Section(
+            FIRST_FLUSH,
+            "The first flush after much",
+            [FirstFlush(GIB // 2 if quick else 8 * GIB)],
+            (OURS, FILE, QCOW2),
+            (FILE, QCOW2),
+            most_rounds=2,
+        ),
+    ]
+    return [without(section, absent) for section in sections]
+
+
+def over(connections: int) -> str:
+    return f" over {connections} connections" if connections > 1 else ""
+
+
+def without(section: Section, absent: set[str]) -> Section:
+    servers = [name for name in section.servers if name not in absent]
+    return Section(
+        section.key, section.title, section.pieces, servers, section.ratios, section.most_rounds
+    )
+
+
+def filter_can_be_left_out() -> bool:
+    """Whether this thinpoold has a filter at all; without one, all of it is Python alone."""
+    shown = subprocess.run(["thinpool", "start", "--help"], check=True, capture_output=True)
+    return b"--fastpath" in shown.stdout
