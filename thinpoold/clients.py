@@ -8,6 +8,9 @@ Invariants
 1. A connection is only ever shut, never closed: its descriptor stays nbdkit's.
 2. What is looked at is what is shut: a duplicate is made first, so that a number that nbdkit closes
    and opens anew meanwhile is never taken for what it was.
+3. A client whose connection takes no more requests gets the answers to those that nbdkit has, and
+   then its end of file. That goes for connections served by one thread alone: of several, the one
+   that sees the end has nbdkit answer what the others have in hand with an error.
 
 Thread-safety: any thread.
 """
@@ -43,25 +46,42 @@ def hang_up(addresses: Addresses) -> bool:
     """
     with _clients(addresses) as clients:
         for client in clients:
-            _shut(client)
+            _shut(client, socket.SHUT_RDWR)
         return bool(clients)
 
 
-def finish(pids: Collection[int], *, shut: bool, seconds: float) -> int:
+def finish_all(addresses: Addresses, seconds: float) -> None:
+    """Take no more requests from any client, and wait until all have had their answers.
+
+    After so many seconds those that have not are left as they are. For connections of one thread.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        # Again and again: there may be one more that nbdkit has just accepted.
+        with _clients(addresses) as clients:
+            for client in clients:
+                _shut(client, socket.SHUT_RD)
+        if not clients or time.monotonic() >= deadline:
+            return
+        time.sleep(_LOOK_AGAIN)
+
+
+def finish(pids: Collection[int], *, shut: int | None, seconds: float) -> int:
     """Wait until this process is through with connections of these processes that have ended.
 
-    They have ended when their client hung up; with `shut`, all of them are hung up on first.
-    Returns how many are left after so many seconds: requests of theirs are still under way.
+    They have ended when their client hung up; with `shut` (SHUT_RD, to answer what there is, or
+    SHUT_RDWR), all of them are hung up on first. Returns how many are left after so many seconds:
+    requests of theirs are still under way.
     """
     addresses = listening()
     deadline = time.monotonic() + seconds
     while True:
         with _clients(addresses) as clients:
             theirs = [one for one in clients if _process(one) in pids]
-            if shut:
+            if shut is not None:
                 for one in theirs:
-                    _shut(one)
-                shut = False
+                    _shut(one, shut)
+                shut = None
             left = sum(map(_ended, theirs))
         if not left or time.monotonic() >= deadline:
             return left
@@ -133,8 +153,8 @@ def _ended(one: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _shut(one: socket.socket) -> None:
+def _shut(one: socket.socket, how: int) -> None:
     try:
-        one.shutdown(socket.SHUT_RDWR)
+        one.shutdown(how)
     except OSError:
         pass

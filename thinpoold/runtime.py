@@ -12,8 +12,9 @@ Invariants
 1. Readiness is reported once, when control socket and pool both answer, or with the reason why not.
 2. The end has one way in: SIGTERM or SIGINT, which `thinpoold` blocked before it became nbdkit, and
    which one thread waits for. nbdkit alone would wait for idle clients to speak before it ends; so
-   the thread hangs up on the clients first. Their requests under way are carried out, but not
-   answered: a client that connects again repeats them, and none is told that it failed.
+   the thread hangs up on the clients first. What they have asked for is carried out, and answered
+   where nbdkit can be had to (see thinpoold.clients); a client that connects again repeats what was
+   not answered, and none is told that it failed.
 
 Thread-safety: the four calls come from nbdkit's main thread. `run_facts` and `stop` may come from
 any.
@@ -45,6 +46,9 @@ ENVIRONMENT = "THINPOOLD_RUNTIME"
 READY_FD = "THINPOOLD_READY_FD"
 
 _LOOK_AGAIN = 0.1
+# How long clients may take their answers at the end. Longer than a write that is slow; one that
+# waits for space would wait for longer.
+_FINISH_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _BY_HAND = Choice(None, "nbdkit was run by hand")
 
@@ -236,6 +240,8 @@ def _wait_for_end(runtime: Runtime) -> None:
     # volume mounted takes that for a bad disk. Hung up on before, it repeats them when we are back.
     runtime.stopping = True
     addresses = clients.listening()
+    if runtime.answers_in_turn:
+        clients.finish_all(addresses, _FINISH_SECONDS)
     clients.hang_up(addresses)
     if runtime.pool is not None:
         runtime.pool.core.modes.end()

@@ -4,12 +4,16 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from tests.support.tools import PATIENCE
 from thinpoold import clients
 
 
@@ -26,6 +30,11 @@ def connect(server: socket.socket) -> tuple[socket.socket, socket.socket]:
     client.connect(server.getsockname())
     peer, _ = server.accept()
     return client, peer
+
+
+def send_for_ever(client: socket.socket) -> NoReturn:
+    while True:
+        client.send(b"d")
 
 
 def test_the_control_socket_is_not_for_nbd(server: socket.socket, tmp_path: Path) -> None:
@@ -49,6 +58,43 @@ def test_hanging_up_shuts_both_ways_and_closes_nothing(server: socket.socket) ->
         os.fstat(peer.fileno())
 
 
+def test_what_was_asked_is_answered_before_the_end(server: socket.socket) -> None:
+    client, peer = connect(server)
+    client.sendall(b"abc")
+    answered = threading.Event()
+
+    def serve() -> None:
+        # One thread, as nbdkit's: it takes a request, answers it, and takes the next.
+        with peer:
+            while request := peer.recv(1):
+                answered.wait()
+                peer.sendall(request.upper())
+
+    with closing(client), ThreadPoolExecutor(2) as threads:
+        serving = threads.submit(serve)
+        addresses = frozenset([server.getsockname()])
+        ending = threads.submit(clients.finish_all, addresses, PATIENCE)
+        # No more is taken: then nothing can be lost on the way.
+        with pytest.raises(BrokenPipeError):
+            send_for_ever(client)
+        waited = not ending.done()
+        answered.set()
+        got = b"".join(iter(lambda: client.recv(4096), b""))
+        serving.result()
+        ending.result()
+        assert waited
+        assert got.startswith(b"ABC")
+
+
+def test_who_does_not_come_to_an_end_is_not_waited_for(server: socket.socket) -> None:
+    client, peer = connect(server)
+    with closing(client), closing(peer):
+        clients.finish_all(frozenset([server.getsockname()]), 0)
+        assert peer.recv(1) == b""
+        peer.sendall(b"x")
+        assert client.recv(1) == b"x"
+
+
 def test_a_client_of_any_address_is_found_by_the_port() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as wildcard,
@@ -66,12 +112,12 @@ def test_connections_of_a_process_are_waited_for_once_they_have_ended(
     me = os.getpid()
     client, peer = connect(server)
     # It lives: nothing to wait for.
-    assert clients.finish([me], shut=False, seconds=0) == 0
+    assert clients.finish([me], shut=None, seconds=0) == 0
     client.close()
-    assert clients.finish([me], shut=False, seconds=0) == 1
-    assert clients.finish([me + 1], shut=False, seconds=0) == 0
+    assert clients.finish([me], shut=None, seconds=0) == 1
+    assert clients.finish([me + 1], shut=None, seconds=0) == 0
     peer.close()
-    assert clients.finish([me], shut=False, seconds=0) == 0
+    assert clients.finish([me], shut=None, seconds=0) == 0
 
 
 def test_connections_of_one_process_alone_are_hung_up_on(server: socket.socket) -> None:
@@ -86,7 +132,7 @@ def test_connections_of_one_process_alone_are_hung_up_on(server: socket.socket) 
     ):
         peer, _ = server.accept()
         with peer:
-            assert clients.finish([other.pid], shut=True, seconds=0) == 1
+            assert clients.finish([other.pid], shut=socket.SHUT_RDWR, seconds=0) == 1
             # It got its end of file.
             assert other.wait() == 0
         mine.send(b"x")

@@ -7,6 +7,7 @@ Thread-safety: the table is constant. Methods run on whatever thread calls; thos
 pool are marked, and the dispatcher runs them one at a time.
 """
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -96,7 +97,9 @@ def _reconnect(host: Host, params: Params) -> Result:
     from thinpoold import admin, clients
 
     fact = admin.find(host.pool, uuid=params["uuid"])
-    left = clients.finish(params["pids"], shut=params["hang_up"], seconds=_FINISH_SECONDS)
+    gently = socket.SHUT_RD if host.answers_in_turn else socket.SHUT_RDWR
+    shut = gently if params["hang_up"] else None
+    left = clients.finish(params["pids"], shut=shut, seconds=_FINISH_SECONDS)
     return {**fact, "uri": volume_uri(host.server_uri, str(fact["name"])), "left": left}
 
 
