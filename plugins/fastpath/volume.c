@@ -82,20 +82,19 @@ has_credit (const struct volume *volume, uint32_t count)
          atomic_fetch_sub_explicit (volume->credit, count, memory_order_relaxed) >= count;
 }
 
-/* A request, and how much of it is left; it reads where `from` is NULL. */
+/* What is left of a request; it reads where `from` is NULL. */
 struct request {
   char *into;
   const char *from;
-  uint64_t offset;
   uint32_t left;
 };
 
 /* Does the I/O of the request's first `count` bytes, which are in one piece on the device. */
 static bool
-transfer (int fd, struct request *request, uint32_t count, uint64_t at)
+transfer (int fd, struct request *request, uint32_t count, uint64_t offset)
 {
-  ssize_t done = request->from == NULL ? pread (fd, request->into, count, (off_t) at)
-                                       : pwrite (fd, request->from, count, (off_t) at);
+  ssize_t done = request->from == NULL ? pread (fd, request->into, count, (off_t) offset)
+                                       : pwrite (fd, request->from, count, (off_t) offset);
 
   /* Neither errors nor short transfers are dealt with here, in a second place. */
   if (done != (ssize_t) count)
@@ -104,52 +103,61 @@ transfer (int fd, struct request *request, uint32_t count, uint64_t at)
     request->into += count;
   else
     request->from += count;
-  request->offset += count;
   request->left -= count;
   return true;
 }
 
-/* Whether all entries from `first` to `last` have the bits of `wanted`. */
-static bool
-all_known (const table_entry *table, uint64_t first, uint64_t last, uint64_t wanted)
+static inline bool
+has (uint64_t entry, uint64_t wanted)
 {
-  for (uint64_t block = first; block <= last; block++)
-    if ((load (&table[block]) & wanted) != wanted)
+  return (entry & wanted) == wanted;
+}
+
+static bool
+all_have (const table_entry *entry, const table_entry *end, uint64_t wanted)
+{
+  for (; entry < end; entry++)
+    if (!has (load (entry), wanted))
       return false;
   return true;
 }
 
-/* Does a request of which every entry has the bits of `wanted`; inside the gate. */
+/* Does a request of which every entry has the bits of `wanted`. Inside the gate. */
 static bool
-serve (const struct volume *volume, struct request request, uint64_t wanted)
+serve (const struct volume *volume, struct request request, uint64_t offset, uint64_t wanted)
 {
-  const table_entry *table = volume->table;
   const uint64_t size = volume->block_size;
-  const uint64_t last = (request.offset + request.left - 1) / size;
-  uint64_t block = request.offset / size;
+  uint64_t within = offset % size;
+  const table_entry *entry = &volume->table[offset / size];
+  const table_entry *end = entry + 1;
 
-  /* Looked at first, so that nothing large is half done before Python does it over. */
-  if (block != last && !all_known (table, block, last, wanted))
-    return false;
+  if (request.left > size - within) {
+    end = entry + (within + request.left - 1) / size + 1;
+    /* Looked at first, so that nothing large is half done before Python does it over. */
+    if (!all_have (entry, end, wanted))
+      return false;
+  }
   while (request.left != 0) {
-    const uint64_t within = request.offset % size;
-    uint64_t entry = load (&table[block]);
-    const uint64_t at = (entry >> ENTRY_SHIFT) * size + within;
+    uint64_t value = load (entry++);
+    const uint64_t place = (value >> ENTRY_SHIFT) * size + within;
     uint64_t count = size - within;
 
-    if ((entry & wanted) != wanted)
+    /* Again, for it may be another by now. */
+    if (!has (value, wanted))
       return false;
     /* Adjacent data blocks are one transfer. */
-    for (block++; block <= last; block++, count += size) {
-      const uint64_t next = load (&table[block]);
+    for (; entry < end; entry++, count += size) {
+      const uint64_t next = load (entry);
 
-      if ((next & wanted) != wanted || next >> ENTRY_SHIFT != (entry >> ENTRY_SHIFT) + 1)
+      if (!has (next, wanted) || next >> ENTRY_SHIFT != (value >> ENTRY_SHIFT) + 1)
         break;
-      entry = next;
+      value = next;
     }
     HOOK (request.from == NULL ? HOOK_READ_LOOKED_UP : HOOK_WRITE_LOOKED_UP);
-    if (!transfer (volume->fd, &request, count < request.left ? (uint32_t) count : request.left, at))
+    if (!transfer (volume->fd, &request, count < request.left ? (uint32_t) count : request.left,
+                   place))
       return false;
+    within = 0;
   }
   return true;
 }
@@ -169,8 +177,7 @@ volume_read (struct volume *volume, void *buffer, uint32_t count, uint64_t offse
   if (!gate_enter (&volume->gate, shard))
     return false;
   done = in_range (volume, count, offset) &&
-         serve (volume, (struct request){ .into = buffer, .offset = offset, .left = count },
-                ENTRY_PRESENT);
+         serve (volume, (struct request){ .into = buffer, .left = count }, offset, ENTRY_PRESENT);
   gate_leave (&volume->gate, shard);
   return done;
 }
@@ -184,8 +191,7 @@ volume_write (struct volume *volume, const void *buffer, uint32_t count, uint64_
   if (!gate_enter (&volume->gate, shard))
     return false;
   done = volume->writable && in_range (volume, count, offset) && has_credit (volume, count) &&
-         serve (volume, (struct request){ .from = buffer, .offset = offset, .left = count },
-                ENTRY_IN_PLACE);
+         serve (volume, (struct request){ .from = buffer, .left = count }, offset, ENTRY_IN_PLACE);
   gate_leave (&volume->gate, shard);
   return done;
 }

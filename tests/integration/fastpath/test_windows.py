@@ -1,0 +1,158 @@
+"""Between a request's look-up and its I/O: nothing that it saw may become untrue there.
+
+Each test holds a request up just there, and does what must wait for it. With the gate it waits;
+without (a build for this) it does not, and what must not happen happens: so the tests can fail, and
+the gate is what they test.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PoolMaker
+from tests.support.fastpath import READ, WAITS, WRITE, Hold
+from tests.support.pools import PoolRig
+
+BLOCK = 65536
+OLD, NEW, SECRET = (letter * BLOCK for letter in (b"o", b"n", b"s"))
+BLOCKS = 16
+
+Trouble = Callable[[PoolRig, Hold], bool]
+
+
+def write(pool: PoolRig, volume: str, data: bytes, offset: int = 0) -> None:
+    with pool.connect(volume) as client:
+        client.write(offset, data)
+        client.flush()
+
+
+def read(pool: PoolRig, volume: str, count: int = BLOCK) -> bytes:
+    with pool.connect(volume) as client:
+        return client.read(0, count)
+
+
+def write_reaches_snapshot(pool: PoolRig, hold: Hold) -> bool:
+    """A write is held up; a snapshot is made; the write goes on. Did it change the snapshot?"""
+    pool.create("v", f"{BLOCK}")
+    with pool.connect("v") as client, ThreadPoolExecutor() as threads:
+        client.write(0, OLD)
+        hold.arm(WRITE)
+        writing = threads.submit(client.write, 0, NEW)
+        assert hold.next() == WRITE
+        snapshot = threads.submit(pool.snapshot, "v", "s")
+        hold.note(snapshot)
+        if hold.next() == WAITS:
+            hold.go()
+            snapshot.result()
+            before = NEW
+        else:
+            before = read(pool, "s")
+            assert before == OLD
+            hold.go()
+        writing.result()
+        return read(pool, "s") != before
+
+
+def read_reaches_discarded_block(pool: PoolRig, hold: Hold) -> bool:
+    """A read is held up; its block is discarded and given to another volume. Does it see that?"""
+    pool.create("v", f"{BLOCKS * BLOCK}")
+    pool.create("w", f"{BLOCK}")
+    with (
+        pool.connect("v") as client,
+        pool.connect("v") as other,
+        ThreadPoolExecutor() as threads,
+    ):
+        client.write(0, OLD * BLOCKS)
+        hold.arm(READ)
+        reading = threads.submit(client.read, 0, BLOCK)
+        assert hold.next() == READ
+
+        def take_away() -> None:
+            other.trim(0, BLOCK)
+            # The pool is full but for that block.
+            write(pool, "w", SECRET)
+
+        taking = threads.submit(take_away)
+        hold.note(taking)
+        waited = hold.next() == WAITS
+        hold.go()
+        taking.result()
+        assert read(pool, "w") == SECRET
+        saw = reading.result()
+        assert saw in ((OLD,) if waited else (OLD, SECRET))
+        return saw == SECRET
+
+
+def read_reaches_replaced_block(pool: PoolRig, hold: Hold) -> bool:
+    """A read of a shared block is held up; the block is replaced by a write, given up by the
+    snapshot that shared it, and given to another volume. Does the read see that?
+    """
+    pool.create("v", f"{(BLOCKS - 1) * BLOCK}")
+    pool.create("w", f"{BLOCK}")
+    with (
+        pool.connect("v") as client,
+        pool.connect("v") as other,
+        ThreadPoolExecutor() as threads,
+    ):
+        client.write(0, OLD * (BLOCKS - 1))
+        pool.snapshot("v", "s")
+        # Shared now, and known again.
+        assert client.read(0, BLOCK) == OLD
+        hold.arm(READ)
+        reading = threads.submit(client.read, 0, BLOCK)
+        assert hold.next() == READ
+
+        def take_away() -> None:
+            other.write(0, NEW)
+            other.flush()
+            pool.delete("s")
+            write(pool, "w", SECRET)
+
+        taking = threads.submit(take_away)
+        hold.note(taking)
+        # Deleting waits for nobody; using the block again does.
+        waited = hold.next() == WAITS
+        hold.go()
+        taking.result()
+        assert read(pool, "w") == SECRET
+        saw = reading.result()
+        assert saw in ((OLD,) if waited else (OLD, SECRET))
+        return saw == SECRET
+
+
+TROUBLES = (write_reaches_snapshot, read_reaches_discarded_block, read_reaches_replaced_block)
+
+
+@pytest.fixture
+def held(new_pool: PoolMaker, hold: Hold) -> Callable[[Path], PoolRig]:
+    """A pool of BLOCKS blocks, started with a filter that can be held up."""
+
+    def start(filter_: Path) -> PoolRig:
+        pool = new_pool(f"{BLOCKS * BLOCK}", start=False)
+        hold.take(pool, filter_)
+        pool.start()
+        return pool
+
+    return start
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_what_a_request_saw_stays_true_until_it_is_done(
+    held: Callable[[Path], PoolRig],
+    hold: Hold,
+    variant: Callable[[str], Path],
+    trouble: Trouble,
+) -> None:
+    assert not trouble(held(variant("hooks")), hold)
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_and_would_not_without_the_gate(
+    held: Callable[[Path], PoolRig],
+    hold: Hold,
+    variant: Callable[[str], Path],
+    trouble: Trouble,
+) -> None:
+    assert trouble(held(variant("ungated")), hold)
