@@ -73,7 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture, .svg or .png")
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 3)
-    options.seconds = options.seconds or (0.5 if options.quick else 1.0)
+    options.seconds = options.seconds or (0.4 if options.quick else 1.0)
     if not any(fnmatch.fnmatch(key, options.only) for key in keys()):
         parser.error(f"no table is called {options.only}; there are {', '.join(keys())}")
     return options

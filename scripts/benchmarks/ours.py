@@ -22,6 +22,7 @@ class Thinpoold(Peer):
 
     name = "thinpoold"
     options: tuple[str, ...] = ()  # of `thinpool start`
+    settings: tuple[str, ...] = ()  # words of `thinpool set`
     pool_size = "1T"
 
     def __init__(self, directory: Path) -> None:
@@ -32,6 +33,8 @@ class Thinpoold(Peer):
         self._plain: str | None = None
         self._chain: list[str] = []
         self.thinpool("init", str(self.pool), "--size", self.pool_size)
+        if self.settings:
+            self.thinpool("set", *self.settings)
         self.start()
 
     def start(self) -> None:
@@ -43,10 +46,9 @@ class Thinpoold(Peer):
             ["thinpool", *words],
             env=os.environ | {"THINPOOL_POOL": str(self.pool)},
             check=True,
-            stdout=subprocess.PIPE,
-            text=True,
+            capture_output=True,
         )
-        return done.stdout
+        return done.stdout.decode()
 
     def status(self) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(self.thinpool("status", "--json"))
@@ -139,3 +141,10 @@ class FourThreads(Thinpoold):
 
     name = "thinpoold, 4 threads"
     options = ("--threads", "4")
+
+
+class OwnCache(Thinpoold):
+    """With O_DIRECT and a bounded cache of its own, in place of the kernel's page cache."""
+
+    name = "thinpoold, cache=bufio"
+    settings = ("cache=bufio",)

@@ -128,11 +128,9 @@ class Flood:
 
     longer: float = 4.0  # than other pieces: it takes a while until unwritten data weighs
 
-    READER: ClassVar = (
-        "4 KiB random read, depth 1: 99 of 100 answered within, nothing else going on"
-    )
-    FLOODED: ClassVar = "the same while another volume is written in sequence at full speed"
-    WRITER: ClassVar = "that writing"
+    READER: ClassVar = "p99 of random reads 4 KiB, depth 1, nothing else going on"
+    FLOODED: ClassVar = "the same while another volume is written at full speed"
+    WRITER: ClassVar = "that writing, sequential 128 KiB, depth 16"
     figures: ClassVar = (
         Figure(READER, "us", less_is_better=True),
         Figure(FLOODED, "us", less_is_better=True),

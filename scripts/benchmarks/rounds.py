@@ -4,7 +4,8 @@ Interleaved because the machine's speed drifts by more than what is to be seen; 
 round rotates, because the one that comes first finds the disk idle. Before each piece what the one
 before it left unwritten is written out, outside the time that counts.
 
-A server that fails at a piece is ended, and started anew for its next piece; the failure is kept.
+A server that fails at a piece is ended, and started anew for its next piece; one that cannot be
+started is left out from then on. Failures are kept.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Peers:
         self._directory = directory
         self._kinds = kinds
         self._running: dict[str, Peer] = {}
+        self._unstartable: set[str] = set()
         self._started = 0
 
     def __enter__(self) -> Peers:
@@ -66,9 +68,16 @@ class Peers:
             self.end(name)
 
     def get(self, name: str) -> Peer:
+        """The running server. Raises NotOfferedError if it could not be started before."""
+        if name in self._unstartable:
+            raise NotOfferedError
         if name not in self._running:
             self._started += 1
-            self._running[name] = self._kinds[name](self._directory / f"peer{self._started}")
+            try:
+                self._running[name] = self._kinds[name](self._directory / f"peer{self._started}")
+            except BaseException:
+                self._unstartable.add(name)
+                raise
         return self._running[name]
 
     def end(self, name: str) -> None:
