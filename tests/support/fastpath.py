@@ -27,9 +27,20 @@ DONE = "d"
 
 def build(directory: Path, variant: str) -> Path:
     """A build of the filter: hooks, ungated, thread or address. See the Makefile."""
-    command = ["make", "-C", str(SOURCES), f"BUILD={directory}", f"VARIANT={variant}"]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    _make(directory, f"VARIANT={variant}")
     return directory / f"thinpoold-fastpath-{variant}.so"
+
+
+def build_harness(directory: Path, source: Path, variant: str) -> Path:
+    """A program over the filter's volumes, without nbdkit: "", thread, address or racing."""
+    _make(directory, f"VARIANT={variant}", f"HARNESS={source}", "harness")
+    return directory / ("harness-" + variant if variant else "harness")
+
+
+def _make(directory: Path, *words: str) -> None:
+    command = ["make", "-C", str(SOURCES), f"BUILD={directory}", *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 class Hold:
