@@ -4,7 +4,7 @@ The metadata library knows devices by number; names, sizes and settings are reco
 
 1. The pool's record is there and makes sense.
 2. Every volume's record makes sense, and names and device ids are each one volume's alone.
-3. Every volume has a device, and every device a volume.
+3. Every volume has a device, and every device a volume, or it is being deleted.
 
 Only reads; any thread.
 """
@@ -15,7 +15,7 @@ from thinmeta.check import Problem
 from thinmeta.errors import Corrupt, StoreError, UnsupportedFormat
 from thinmeta.store.protocol import BlockStore
 from thinmeta.thin import ThinMetadata
-from thinpoold import pool_record
+from thinpoold import deletion, pool_record
 from thinpoold.errors import UserError
 from thinpoold.names import check_name
 from thinpoold.sizes import check_volume_size
@@ -82,8 +82,13 @@ def _volumes(store: BlockStore, metadata: ThinMetadata) -> Iterator[Problem]:
         if record.dev_id not in devices:
             yield Problem("volume", where, f"{record.name!r} has no device {record.dev_id}")
         names[record.name] = owners[record.dev_id] = where
-    for dev_id in sorted(devices - owners.keys()):
+    deleted = set(deletion.noted(metadata))
+    for dev_id in sorted(devices - owners.keys() - deleted):
         yield Problem("volume", f"device {dev_id}", "belongs to no volume")
+    for dev_id in sorted(deleted & owners.keys()):
+        yield Problem("volume", owners[dev_id], f"its device {dev_id} is being deleted")
+    for dev_id in sorted(deleted - devices):
+        yield Problem("volume", f"device {dev_id}", "is being deleted, but is not there")
 
 
 def _problem(error: Exception, where: str) -> Problem:

@@ -28,9 +28,10 @@ from thinmeta.store.protocol import BlockStore
 from thinmeta.thin import ThinMetadata
 from thinpoold import identity, lock, pool_record
 from thinpoold.core import Core
+from thinpoold.deletion import Deletion
 from thinpoold.device import DataDevice
-from thinpoold.errors import DeviceError
 from thinpoold.direct import DirectDevice
+from thinpoold.errors import DeviceError
 from thinpoold.make import create_pool
 from thinpoold.openers import Openers
 from thinpoold.paths import PoolPaths, pool_paths
@@ -70,6 +71,7 @@ class Pool:
         self.paths = paths
         self.core = Core(metadata, device, record.settings, recent=recent, read_only=read_only)
         self.registry = Registry(metadata)
+        self.deletion = Deletion(self.core)
         self.openers = Openers()
         self.core.on_abandon = self._load
         self._own_lock: int | None = None
@@ -84,9 +86,9 @@ class Pool:
         lock_fd: int | None = None,
         read_only: bool = False,
         cache_bytes: int | None = None,
+        serving: bool = False,
     ) -> Pool:
         """Open the pool in `directory`.
-        serving: bool = False,
 
         `lock_fd` holds the pool's lock already, and stays the caller's; without it the lock is
         taken. `cache_bytes` bounds the metadata cache. `serving` opens the data device as the
@@ -133,6 +135,7 @@ class Pool:
     def start(self) -> None:
         """Start the threads that commit each second, reclaim what was freed, and delete."""
         self.core.start()
+        self.deletion.start()
 
     def commit(self) -> None:
         """Make everything durable, and reclaim what that frees. Raises as `Core.flush`."""
@@ -154,6 +157,7 @@ class Pool:
                 # Those that clients had open to the last: the device's descriptor goes.
                 for volume in self.core.volumes.values():
                     volume.withdraw()
+            self.deletion.stop()
             self.core.stop()
             if self.core.read_only:
                 return

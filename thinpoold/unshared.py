@@ -7,7 +7,8 @@ new bytes. So until the commit that makes the giving up durable, such a block st
 shared: the owner that is left copies it once more.
 
 Kept as disjoint ranges of data blocks, those of the open transaction and those of the one being
-committed. Where a whole device went, nobody knows which they are, and every block counts as shared.
+committed. A deleted volume gives up its blocks after the commit that made it nobody's (`deletion`),
+so they are not among them.
 
 Thread-safety: the caller holds the metadata lock.
 """
@@ -23,10 +24,9 @@ class Ranges:
     def __init__(self) -> None:
         self._begins: list[int] = []
         self._ends: list[int] = []
-        self.everything = False
 
     def __bool__(self) -> bool:
-        return self.everything or bool(self._begins)
+        return bool(self._begins)
 
     def __len__(self) -> int:
         return len(self._begins)
@@ -44,8 +44,6 @@ class Ranges:
 
     def overlaps(self, begin: int, end: int) -> bool:
         """Whether any of begin..end-1 is in the set."""
-        if self.everything:
-            return True
         at = bisect_right(self._ends, begin)
         return at < len(self._begins) and self._begins[at] < end
 
@@ -60,10 +58,6 @@ class Unshared:
     def add(self, begin: int, count: int) -> None:
         """An owner of these data blocks, which others own as well, has given them up."""
         self._open.add(begin, begin + count)
-
-    def add_everything(self) -> None:
-        """A device is gone, and with it its part in whatever it shared."""
-        self._open.everything = True
 
     def holds(self, begin: int, count: int) -> bool:
         """Whether any of these data blocks still counts as shared."""

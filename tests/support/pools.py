@@ -19,6 +19,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,8 @@ class PoolRig:
 
     def inspect(self) -> list[str]:
         """Both checkers and the comparison of accounts; an empty list when all agree."""
+        if self.running:
+            self._await_deletion()
         complaints = self.check()
         image = self.export()
         verdict = thin_check(image)
@@ -262,6 +265,13 @@ class PoolRig:
         image.unlink(missing_ok=True)
         return complaints
 
+    def _await_deletion(self) -> None:
+        """Waits until the daemon is through with what an earlier one left half deleted."""
+        deadline = time.monotonic() + PATIENCE
+        with self.rpc() as rpc:
+            while rpc.call("status")["deleting"]:
+                assert time.monotonic() < deadline, "a deletion does not go on"
+
     def _compare(self, dumped: Dumped) -> list[str]:
         """What `list` and `status` say against what thin_dump shows.
 
@@ -274,7 +284,8 @@ class PoolRig:
         else:
             volumes, status = self.json("list")["volumes"], self.status()
         listed = {int(entry["id"]): entry for entry in volumes}
-        if set(listed) != set(dumped.devices):
+        nobodys = set(dumped.devices) - set(listed)
+        if set(listed) - set(dumped.devices) or len(nobodys) != status["deleting"]:
             complaints.append(f"devices {sorted(dumped.devices)} but volumes {sorted(listed)}")
         block = int(status["block_size"])
         for dev_id, device in dumped.devices.items():

@@ -15,6 +15,7 @@ from typing import Any
 from thinmeta.errors import NotFound
 from thinmeta.format.block import BLOCK_SIZE
 from thinmeta.thin import ThinMetadata
+from thinpoold.deletion import noted
 from thinpoold.errors import NoSuchVolume
 from thinpoold.pool import Pool
 from thinpoold.volumes import VolumeRecord
@@ -28,7 +29,7 @@ _FEW_MAPPINGS = 1 << 14
 def status(pool: Pool) -> Fact:
     """Say how the pool is."""
     core = pool.core
-    file_size = pool.store.file_size()
+    file_size, deleting = pool.store.file_size(), len(noted(pool.store))
     with core.lock:
         metadata, size = pool.metadata, core.block_size
         return {
@@ -40,13 +41,14 @@ def status(pool: Pool) -> Fact:
             "transaction_id": metadata.transaction_id,
             "block_size": size,
             "data": data_space(pool),
-            "metadata": {
             "cache": "bufio" if pool.device.direct else "page",
+            "metadata": {
                 "size": metadata.metadata_blocks * BLOCK_SIZE,
                 "used": metadata.metadata_used * BLOCK_SIZE,
                 "file_size": file_size,
             },
             "volumes": len(pool.registry),
+            "deleting": deleting,
             "clients": sum(pool.clients(record.uuid) for record in pool.registry),
             "fastpath": core.fastpath is not None,
         }

@@ -5,7 +5,8 @@ Invariants
 1. All snapshots of one request are of one instant: the gates of all origins are closed together,
    and all are made in one transaction.
 2. A rollback gives the volume a device of its own that is a snapshot of the other; the volume
-   keeps its name and uuid, and its old device becomes a snapshot's. One transaction.
+   keeps its name and uuid, and its old device becomes a snapshot's, or is left to `deletion`. One
+   transaction.
 
 Thread-safety: any thread; one at a time.
 """
@@ -65,14 +66,15 @@ def rollback(pool: Pool, name: str, snapshot: str, discard_current: bool = False
         _now_shared(pool, source)
         pool.core.reservations.shared(volume.uuid)
         if discard_current:
-            metadata.delete_device(old)
-            pool.core.unshared.add_everything()
+            pool.deletion.add(old)
         else:
             kept = new_record(_unused_name(pool, name), old, volume.size, origin=volume.uuid)
             kept = dataclasses.replace(kept, allow=volume.allow)
             pool.put_volume(kept)
         pool.put_volume(dataclasses.replace(volume, dev_id=new, size=source.size))
         record = pool.registry.get(name)
+    if discard_current:
+        pool.deletion.finish([old])
     (fact,) = describe(pool, [record])
     return {"volume": fact, "kept": kept.name if kept is not None else None}
 

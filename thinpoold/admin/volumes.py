@@ -85,9 +85,10 @@ def rename(pool: Pool, old: str, new: str) -> Fact:
 
 
 def delete(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact:
-    """Delete volumes, all in one transaction, and say how many bytes that frees.
+    """Delete volumes, and say how many bytes that frees.
 
-    Raises `NoSuchVolume`, `VolumeInUse`; then none is deleted.
+    In one transaction all are gone for good; what they held is given back after that, before this
+    returns. Raises `NoSuchVolume`, `VolumeInUse`; then none is deleted.
     """
     names = list(dict.fromkeys(names))
     if dry_run:
@@ -97,13 +98,11 @@ def delete(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact:
             records = [pool.registry.get(name) for name in names]
             for record in records:
                 _check_closed(pool, record.uuid, record.name)
-            before = pool.metadata.data_used
             for record in records:
-                pool.metadata.delete_device(record.dev_id)
                 pool.registry.remove(record)
+                pool.deletion.add(record.dev_id)
                 pool.core.reservations.promise(record.uuid, 0)
-            pool.core.unshared.add_everything()
-            freed = before - pool.metadata.data_used
+        freed = pool.deletion.finish([record.dev_id for record in records])
     return {"volumes": names, "freed": freed * pool.core.block_size, "dry_run": dry_run}
 
 

@@ -52,7 +52,7 @@ def _text(status: dict[str, Any]) -> str:
         ),
         ("block size", output.size(status["block_size"])),
         ("transaction", str(status["transaction_id"])),
-        ("volumes", str(status["volumes"])),
+        ("volumes", _volumes(status["volumes"], status["deleting"])),
         ("clients", str(status["clients"])),
     ]
     if status.get("running"):
@@ -62,6 +62,10 @@ def _text(status: dict[str, Any]) -> str:
             ("control socket", status["control_socket"]),
         ]
     return output.facts(rows)
+
+
+def _volumes(count: int, deleting: int) -> str:
+    return f"{count}, and {deleting} being deleted" if deleting else str(count)
 
 
 def _space(space: dict[str, Any]) -> str:

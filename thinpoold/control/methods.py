@@ -131,7 +131,8 @@ METHODS: dict[str, Method] = {
             "`name`, `uuid`, `running`, `mode` (`write`, `out-of-data-space`, `read-only` or "
             "`failed`), `needs_check`, `pid`, `uri`, `control_socket`, `transaction_id`, "
             "`block_size`, `data` (`path`, `size`, `used`), `metadata` (`size`, `used`, "
-            "`file_size`), `volumes`, `clients`, `fastpath` (whether the C filter is there) and "
+            "`file_size`), `volumes`, `deleting` (how many deleted volumes' space is still being "
+            "given back), `clients`, `fastpath` (whether the C filter is there) and "
             "`fastpath_reason` (why it is not, or empty)",
             _status,
         ),
@@ -260,7 +261,9 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "delete",
-            "Delete volumes, all in one transaction. Refused while a client has one open.",
+            "Delete volumes, all of them or none. Refused while a client has one open.\n\n"
+            "They are gone for good in one transaction; then their space is given back, and the "
+            "answer comes.",
             "`volumes` (names), `freed` (bytes), `dry_run`",
             _admin("delete"),
             (

@@ -27,11 +27,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 
-from thinmeta.btree import Tree
-from thinmeta.buffers import BufferCache, Pressure
+from thinmeta.btree import Cursor, Tree, next_portion
+from thinmeta.buffers import BufferCache
 from thinmeta.errors import NoMetadataSpace
 from thinmeta.format.block import Kind
-from thinmeta.format.superblock import NEEDS_CHECK_FLAG, SUPERBLOCK_BLOCK, Superblock
+from thinmeta.format.superblock import SUPERBLOCK_BLOCK, Superblock
 from thinmeta.format.values import (
     MAX_TIME,
     TIME_BITS,
@@ -43,6 +43,7 @@ from thinmeta.spacemap.withheld import Range, Withheld
 from thinmeta.store.protocol import BlockStore
 from thinmeta.thin import mappings
 from thinmeta.thin.devices import Device, Devices
+from thinmeta.thin.facts import Facts
 from thinmeta.thin.mappings import Mapping, Run
 from thinmeta.thin.values import MappingValues
 from thinmeta.transaction import FrozenTransaction, TransactionManager
@@ -50,7 +51,7 @@ from thinmeta.transaction import FrozenTransaction, TransactionManager
 DEFAULT_CACHE_BYTES = 64 << 20
 
 
-class ThinMetadata:
+class ThinMetadata(Facts):
     """The metadata of one pool.  Use `create` or `open`."""
 
     def __init__(self, store: BlockStore, cache: BufferCache) -> None:
@@ -98,91 +99,6 @@ class ThinMetadata:
         self = cls(store, BufferCache(cache_bytes))
         self._load(None)
         return self
-
-    # --- facts ----------------------------------------------------------------------------------
-
-    @property
-    def data_block_sectors(self) -> int:
-        """Size of a data block in 512-byte sectors."""
-        return self._data_block_sectors
-
-    @property
-    def time(self) -> int:
-        """Goes up by one with each snapshot."""
-        return self._time
-
-    @property
-    def transaction_id(self) -> int:
-        """The user's number of the last change it made; nothing here depends on it."""
-        return self._transaction_id
-
-    def set_transaction_id(self, transaction_id: int) -> None:
-        """Set the user's number, as part of the open transaction."""
-        self._transaction_id = transaction_id
-        self._superblock_changed = True
-
-    @property
-    def needs_check(self) -> bool:
-        """Whether the metadata must be checked before it is used for writing."""
-        return bool(self._flags & NEEDS_CHECK_FLAG)
-
-    def set_needs_check(self, needed: bool) -> None:
-        """Set or clear the flag, as part of the open transaction."""
-        self._flags = self._flags & ~NEEDS_CHECK_FLAG | (NEEDS_CHECK_FLAG if needed else 0)
-        self._superblock_changed = True
-
-    @property
-    def data_blocks(self) -> int:
-        """Size of the data device, in data blocks."""
-        return self._data.nr_blocks
-
-    @property
-    def data_used(self) -> int:
-        """Data blocks that are mapped by some device."""
-        return self._data.nr_allocated
-
-    @property
-    def data_free(self) -> int:
-        """Data blocks that `reserve` can hand out now."""
-        return self._data.nr_available
-
-    @property
-    def data_freed(self) -> bool:
-        """Whether there are data blocks that a commit and `release` will make free."""
-        return self._data.withheld.freed
-
-    @property
-    def metadata_blocks(self) -> int:
-        """Metadata blocks that the space map covers."""
-        return self._metadata.nr_blocks
-
-    @property
-    def metadata_used(self) -> int:
-        """Metadata blocks in use."""
-        return self._metadata.nr_allocated
-
-    @property
-    def generation(self) -> int:
-        """Number of the last commit, one more than that of the commit before."""
-        return self._store.generation
-
-    @property
-    def dirty(self) -> bool:
-        """Whether there is anything to commit."""
-        return self._superblock_changed or self._tm.dirty
-
-    @property
-    def pressure(self) -> Pressure:
-        """Whether so much is uncommitted that a commit should come soon, or be waited for."""
-        return self._tm.pressure()
-
-    def memory_bytes(self) -> int:
-        """Memory of the buffer cache in use."""
-        return self._cache.resident_bytes
-
-    def age(self, idle_s: float) -> None:
-        """Let go of cached metadata that was not used for `idle_s` seconds."""
-        self._cache.age(idle_s)
 
     # --- devices --------------------------------------------------------------------------------
 
@@ -238,6 +154,19 @@ class ThinMetadata:
     def delete_device(self, dev_id: int) -> None:
         """Delete a device and free what it alone used.  Raises `NotFound`."""
         self._mappings.delete(self._devices.remove(dev_id).root)
+
+    def delete_some(self, dev_id: int, at: Cursor) -> Cursor | None:
+        """Take one portion of deleting a device, from the cursor that the last one returned.
+
+        Begin with `Cursor()`, after which the device must not be used.  None: it is deleted.  Until
+        then it is a device with ever fewer mappings.  Raises `NotFound`.
+        """
+        ranges, cursor = next_portion(self._tm, self._devices.for_change(dev_id).root, at)
+        for begin, end in ranges:
+            self.remove(dev_id, begin, end)
+        if cursor is None:
+            self.delete_device(dev_id)
+        return cursor
 
     # --- mappings -------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import pytest
 from thinmeta.check import check
 from thinmeta.store.memory import MemoryStore
 from thinmeta.thin import ThinMetadata
-from thinpoold import pool_record
+from thinpoold import deletion, pool_record
 from thinpoold.audit import audit
 from thinpoold.pool_record import PoolRecord
 from thinpoold.volumes import TABLE, VolumeRecord, new_record
@@ -42,6 +42,21 @@ def put(metadata: ThinMetadata, made: VolumeRecord) -> None:
     metadata.put_record(TABLE, made.uuid, made.pack())
 
 
+def note(metadata: ThinMetadata, dev_id: int) -> None:
+    """As a deletion does that is under way."""
+    metadata.put_record(deletion.TABLE, dev_id.to_bytes(4, "big"), b"")
+
+
+def test_a_device_that_is_being_deleted_belongs_to_nobody(
+    store: MemoryStore, metadata: ThinMetadata
+) -> None:
+    metadata.create_thin(3)
+    note(metadata, 3)
+    metadata.commit()
+    assert audit(store) == []
+    assert check(store).ok
+
+
 def test_a_sound_pool(store: MemoryStore, metadata: ThinMetadata) -> None:
     metadata.commit()
     assert audit(store) == []
@@ -50,6 +65,14 @@ def test_a_sound_pool(store: MemoryStore, metadata: ThinMetadata) -> None:
 
 def nothing_left(metadata: ThinMetadata) -> None:
     metadata.delete_device(2)
+
+
+def deleted_but_owned(metadata: ThinMetadata) -> None:
+    note(metadata, 2)
+
+
+def deleted_but_gone(metadata: ThinMetadata) -> None:
+    note(metadata, 3)
 
 
 def nobody_left(metadata: ThinMetadata) -> None:
@@ -101,6 +124,8 @@ def other_blocks(metadata: ThinMetadata) -> None:
     [
         (nothing_left, "'b' has no device 2"),
         (nobody_left, "device 3: belongs to no volume"),
+        (deleted_but_owned, "its device 2 is being deleted"),
+        (deleted_but_gone, "device 3: is being deleted, but is not there"),
         (same_name, "has the name 'a' of volume"),
         (same_device, "has device 1 of volume"),
         (bad_name, "makes no sense"),

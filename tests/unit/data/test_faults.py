@@ -209,7 +209,7 @@ CHANGES: dict[str, tuple[str, Callable[[Rig], Any]]] = {
     "remove": ("remove", lambda rig: discard.trim(rig.pool.open_volume("v"), 0, 2 * BLOCK)),
     "create": ("create_thin", lambda rig: admin.create(rig.pool, "new", BLOCK)),
     "snapshot": ("create_snapshot", lambda rig: admin.snapshot(rig.pool, [["v", "new"]])),
-    "delete": ("delete_device", lambda rig: admin.delete(rig.pool, ["s"])),
+    "delete": ("put_record", lambda rig: admin.delete(rig.pool, ["s"])),
     "freeze": ("freeze", lambda rig: admin.rename(rig.pool, "s", "t")),
 }
 

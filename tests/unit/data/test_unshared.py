@@ -38,16 +38,6 @@ def test_blocks_stay_through_the_commit_that_is_under_way() -> None:
     assert not unshared.holds(20, 1)
 
 
-def test_after_a_device_went_every_block_counts_as_shared_until_the_commit() -> None:
-    unshared = Unshared()
-    unshared.add_everything()
-    assert unshared.holds(0, 1)
-    unshared.freeze()
-    assert unshared.holds(1 << 39, 1)
-    unshared.committed()
-    assert not unshared.holds(0, 1)
-
-
 def test_an_abandoned_transaction_takes_its_blocks_along() -> None:
     unshared = Unshared()
     unshared.add(1, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support import audit
 from tests.support.thin import thin_check
-from thinmeta.btree import IntValues, Tree, Values
+from thinmeta.btree import Cursor, IntValues, Tree, Values, next_portion
 from thinmeta.buffers import BUFFER_BYTES, BufferCache
 from thinmeta.check import check
 from thinmeta.spacemap import MetadataSpaceMap
@@ -129,6 +129,23 @@ class Forest(Rig):
         assert removed == len(gone)
         for key in gone:
             del self.models[which][key]
+
+    def drop_some(self, which: int, portions: int) -> None:
+        """As the thin metadata deletes a large device; it may stop on the way."""
+        at = Cursor()
+        for _ in range(portions):
+            ranges, after = next_portion(self.tm, self.roots[which], at)
+            if after is None:
+                assert not ranges
+                self.drop(which)
+                return
+            bounds = [*(key for keys in ranges for key in keys), after.begin]
+            assert bounds == sorted(bounds)
+            assert after.begin > at.begin
+            assert all(end > at.begin for _, end in ranges)
+            for begin, end in ranges:
+                self.remove_range(which, begin, end)
+            at = after
 
     def lookup(self, which: int, key: int) -> None:
         assert self.tree.lookup(self.roots[which], key) == self.models[which].get(key)

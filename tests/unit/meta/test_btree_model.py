@@ -15,6 +15,7 @@ from hypothesis.stateful import (
 )
 
 from tests.unit.meta.rigs import Forest, keys_near
+from thinmeta.btree import portions
 
 MOST_TREES = 4
 MAX_KEY = (1 << 64) - 1
@@ -25,6 +26,13 @@ keys = st.one_of(
 )
 picks = st.integers(0, 100)
 lengths = st.one_of(st.integers(1, 8), st.integers(1, 800))
+
+
+@pytest.fixture(autouse=True)
+def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trees of a test are let go of in many portions."""
+    monkeypatch.setattr(portions, "PORTION", 300)
+    monkeypatch.setattr(portions, "LEFT", 4)
 
 
 class TreeMachine(RuleBasedStateMachine):
@@ -85,6 +93,11 @@ class TreeMachine(RuleBasedStateMachine):
     def drop(self, pick: int) -> None:
         self.forest.drop(self.pick(pick))
 
+    @precondition(some)
+    @rule(pick=picks, most=st.sampled_from([1, 2, 1000]))
+    def drop_some(self, pick: int, most: int) -> None:
+        self.forest.drop_some(self.pick(pick), most)
+
     @rule()
     def commit(self) -> None:
         self.forest.commit()
@@ -129,8 +142,10 @@ def random_run(seed: int, value_size: int, steps: int, space: int, check_each: i
             forest.lookup(which, key)
         elif kind < 0.98 and len(forest.roots) < MOST_TREES:
             forest.clone(which)
-        elif kind < 0.985 and len(forest.roots) > 1:
+        elif kind < 0.983 and len(forest.roots) > 1:
             forest.drop(which)
+        elif kind < 0.986 and len(forest.roots) > 1:
+            forest.drop_some(which, rng.choice((1, 3, 1000)))
         elif kind < 0.99:
             forest.commit()
         else:
@@ -156,7 +171,7 @@ def test_long_random_run(seed: int, value_size: int) -> None:
 def test_deleting_every_tree_leaves_nothing(seed: int, value_size: int) -> None:
     forest = random_run(seed, value_size, 1500, 5000, 500)
     while forest.roots:
-        forest.drop(0)
+        forest.drop_some(0, 1000)
     forest.check()
     # The superblock, the index, one bitmap and the empty overflow tree.
     assert forest.counts.nr_allocated == 4
@@ -180,6 +195,11 @@ def test_three_levels(order: str) -> None:
     for key in keys[:29_500]:
         forest.remove(0, key)
     forest.check()
+    forest.clone(1)
     forest.remove_range(1, 100, 29_990)
     forest.check()
+    assert len(forest.models[1]) == 110
+    while len(forest.roots) > 2:
+        forest.drop_some(2, 1)
+        forest.check()
     assert len(forest.models[1]) == 110

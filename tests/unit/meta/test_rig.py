@@ -10,7 +10,7 @@ from tests.unit.meta.rigs import Forest, complaints
 from tests.unit.meta.test_thin_model import Pool, random_run
 from thinmeta.btree import shadow
 from thinmeta.buffers import BufferClient
-from thinmeta.errors import Corrupt
+from thinmeta.errors import Corrupt, NotFound
 from thinmeta.format.block import Kind, seal
 from thinmeta.spacemap.withheld import Withheld
 from thinmeta.store.memory import MemoryStore
@@ -72,7 +72,7 @@ def test_a_change_that_is_not_written_is_noticed(
             honest(client, buffer)
 
     monkeypatch.setattr(BufferClient, "make_dirty", forgetful)
-    with pytest.raises((AssertionError, Corrupt)):
+    with pytest.raises((AssertionError, Corrupt, NotFound)):
         random_run(3, 2000, 100, tmp_path / "image")
 
 

@@ -24,6 +24,8 @@ from hypothesis.stateful import (
 
 from tests.support.thin import thin_dump
 from tests.unit.meta.rigs import complaints, write_image
+from thinmeta.btree import Cursor, portions
+from thinmeta.btree.tree import MAX_KEY
 from thinmeta.buffers import BUFFER_BYTES
 from thinmeta.errors import AlreadyExists, NoDataSpace, NoMetadataSpace, NotFound, StoreError
 from thinmeta.store.memory import MemoryStore
@@ -34,6 +36,14 @@ from thinmeta.transaction import FrozenTransaction
 DATA_BLOCKS = 4000
 MOST_DEVICES = 6
 SMALL_CACHE = 5 * BUFFER_BYTES
+
+
+@pytest.fixture(autouse=True)
+def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices of a test are deleted in many portions."""
+    monkeypatch.setattr(portions, "PORTION", 300)
+    monkeypatch.setattr(portions, "LEFT", 2)
+
 
 Devices = dict[int, dict[int, int]]
 Records = dict[bytes, bytes]
@@ -97,6 +107,26 @@ class Pool:
         with self._freeing():
             self.metadata.delete_device(dev)
             del self.now.devices[dev]
+
+    def delete_some(self, dev: int, steps: int) -> None:
+        """Begin to delete a device; it may stop on the way, with fewer mappings."""
+        mappings = self.now.devices[dev]
+        at: Cursor | None = Cursor()
+        for _ in range(steps):
+            assert at is not None
+            with self._freeing():
+                at = self.metadata.delete_some(dev, at)
+                if at is None:
+                    del self.now.devices[dev]
+                    return
+                left = {
+                    run.begin + n
+                    for run in self.metadata.runs(dev, 0, MAX_KEY + 1)
+                    for n in range(run.length)
+                }
+                assert left <= mappings.keys()
+                for block in mappings.keys() - left:
+                    del mappings[block]
 
     def write(self, dev: int, begin: int, count: int) -> None:
         """As the data path does: whatever is unmapped or shared gets new blocks."""
@@ -361,6 +391,11 @@ def machine_for(image: Path) -> type[RuleBasedStateMachine]:
             self.pool.delete(self.dev(pick))
 
         @precondition(some)
+        @rule(pick=picks, steps=st.sampled_from([1, 2, 1000]))
+        def delete_some(self, pick: int, steps: int) -> None:
+            self.pool.delete_some(self.dev(pick), steps)
+
+        @precondition(some)
         @rule(pick=picks, begin=blocks, count=counts)
         def write(self, pick: int, begin: int, count: int) -> None:
             self.pool.write(self.dev(pick), begin, count)
@@ -464,7 +499,8 @@ def draws(rng: random.Random, pool: Pool) -> Iterator[str]:
         "settle": 4,
         "look": 6,
         "snapshot": 4,
-        "delete": 2,
+        "delete": 1,
+        "delete some": 2,
         "create": 1,
         "record": 2,
         "commit": 5,
@@ -507,6 +543,8 @@ def random_run(seed: int, steps: int, check_each: int, image: Path) -> Pool:
             pool.snapshot(dev, pool.metadata.new_device_id())
         elif kind == "delete":
             pool.delete(dev)
+        elif kind == "delete some":
+            pool.delete_some(dev, rng.choice((1, 2, 1000)))
         elif kind == "create" and len(pool.now.devices) < MOST_DEVICES:
             pool.create_thin(rng.randrange(1 << 24))
         elif kind == "record":
@@ -537,7 +575,7 @@ def test_deleting_every_device_frees_every_block(seed: int, tmp_path: Path) -> N
     while pool.reserved:
         pool.settle(0, 0, 0, keep=False)
     for dev in list(pool.now.devices):
-        pool.delete(dev)
+        pool.delete_some(dev, 1000)
     pool.check(tmp_path / "image")
     while pool.durable:
         pool.release()
@@ -563,6 +601,8 @@ def test_what_is_not_there_is_not_found() -> None:
     for call in (metadata.details, metadata.delete_device, metadata.exclusive_blocks):
         with pytest.raises(NotFound):
             call(5)
+    with pytest.raises(NotFound):
+        metadata.delete_some(5, Cursor())
     with pytest.raises(NotFound):
         metadata.lookup(5, 0)
     with pytest.raises(NotFound):
