@@ -4,6 +4,8 @@ nbd-client is Debian's, the kernel's nbd the real one. An I/O error in the kerne
 test: that connections are lost is expected, that a request fails is not.
 """
 
+from typing import cast
+
 import pytest
 
 from tests.uml.inside import attached
@@ -45,14 +47,31 @@ def test_a_file_system_from_mkfs_to_fsck(machine: Machine, kind: str, mib: int, 
     assert seen["total"] > (grown << 20) * 8 // 10
 
 
-def test_a_daemon_is_stopped_and_started_under_a_busy_file_system(machine: Machine) -> None:
-    seen = machine.call(attached.restarts)
-    assert seen == {"same": True, "complaints": []}
+@pytest.mark.parametrize(("connections", "times"), [(1, 3), (4, 1)])
+def test_a_daemon_is_stopped_and_started_under_a_busy_file_system(
+    machine: Machine, connections: int, times: int
+) -> None:
+    seen = machine.call(attached.restarts, connections, times)
+    assert (seen["same"], seen["complaints"]) == (True, [])
+    assert (seen["command"], seen["connections"]) == ("thinpool-keeper", connections)
 
 
-def test_a_daemon_is_killed_and_started_under_a_busy_file_system(machine: Machine) -> None:
-    seen = machine.call(attached.kills)
-    assert seen == {"kept": True, "writable": True, "complaints": []}
+@pytest.mark.parametrize(("connections", "times"), [(1, 4), (4, 1)])
+def test_a_daemon_is_killed_and_started_under_load(
+    machine: Machine, connections: int, times: int
+) -> None:
+    seen = machine.call(attached.kills, connections, times)
+    assert seen["kept"] == [True] * times
+    assert (seen["same"], seen["lost"]) == (True, [])
+    assert (seen["writable"], seen["complaints"]) == (True, [])
+
+
+def test_a_keeper_that_was_killed_is_replaced(machine: Machine) -> None:
+    seen = machine.call(attached.keepers_die)
+    assert (seen["same"], seen["complaints"]) == (True, [])
+    again, mounted = cast(list[str], seen["refusals"])
+    assert "is attached already, as /dev/nbd0" in again
+    assert "mounted on /run/mnt/v: unmount it first" in mounted
 
 
 def test_four_volumes_at_once(machine: Machine) -> None:

@@ -56,6 +56,9 @@ _LOOK_SECONDS = 2.0
 _RETRY_SECONDS = 0.2
 _MCL_CURRENT_AND_FUTURE = 3
 _OUT_OF_MEMORY_NEVER = "-1000"
+# What it is called in lists of processes, and in `thinpool list`.
+_NAME = b"thinpool-keeper"
+_PR_SET_NAME = 15  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def main() -> None:
     ready = int(sys.argv[1])
     order = Order(**json.load(sys.stdin))
     os.chdir("/")
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, _NAME, 0, 0, 0)
     with ExitStack() as stack:
         try:
             keeper = stack.enter_context(Keeper(order))

@@ -4,7 +4,11 @@ The daemon runs inside as well: Unix sockets do not cross from the host.
 """
 
 import hashlib
+import json
+import mmap
 import os
+import select
+import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -12,8 +16,10 @@ from pathlib import Path
 from tests.support.pools import PoolRig
 from tests.uml.inside.commands import run
 
-TREE = Path(__file__).resolve().parents[3] / "metadata"
+# A real tree, which every Debian has and nobody changes.
+TREE = Path("/usr/lib/x86_64-linux-gnu/perl-base")
 MIB = 1 << 20
+_RECORD = 4096
 
 
 def make_pool(size: str = "600M") -> PoolRig:
@@ -178,54 +184,181 @@ def life_of_a_file_system(kind: str, mib: int, grown_mib: int) -> dict[str, obje
     }
 
 
-def restarts() -> dict[str, object]:
+class DirectWriter:
+    """Writes records past the file system and the page cache, each somewhere else.
+
+    What a record was last answered with is what must be there at the end.
+    """
+
+    def __init__(self, device: str, places: int) -> None:
+        self._fd = os.open(device, os.O_RDWR | os.O_DIRECT)
+        self._places = places
+        # O_DIRECT wants memory at a page's beginning.
+        self._page = mmap.mmap(-1, _RECORD)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._error: Exception | None = None
+        self._answered: dict[int, int] = {}
+        self.count = 0
+
+    def __enter__(self) -> "DirectWriter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                # A prime's multiples: all over the volume, and each place in time again.
+                place = self.count * 7919 % self._places
+                self._page[:] = _record(place, self.count)
+                assert os.pwrite(self._fd, self._page, place * _RECORD) == _RECORD
+                self._answered[place] = self.count
+                self.count += 1
+        except Exception as error:
+            self._error = error
+
+    def wait_for(self, more: int) -> None:
+        """Wait until so many more have been answered: I/O goes on."""
+        goal = self.count + more
+        while self.count < goal:
+            if not self._thread.is_alive():
+                raise self._error or AssertionError("the writer ended")
+            self._stop.wait(0.05)
+
+    def lost(self) -> list[int]:
+        """The places that do not hold what was answered last."""
+        wrong = []
+        for place, number in sorted(self._answered.items()):
+            assert os.preadv(self._fd, [self._page], place * _RECORD) == _RECORD
+            if self._page[:] != _record(place, number):
+                wrong.append(place)
+        os.close(self._fd)
+        return wrong
+
+
+def _record(place: int, number: int) -> bytes:
+    return f"{place:16}{number:16}".encode() * (_RECORD // 32)
+
+
+def restarts(connections: int, times: int) -> dict[str, object]:
     """Stops and starts the daemon under a busy file system."""
     rig = make_pool()
     rig.create("v", "200M")
-    device = rig.cli("attach", "v").strip()
+    device = rig.cli("attach", "v", "--connections", str(connections)).strip()
     mkfs("ext4", device)
     point = mount_point("v")
     run("mount", "-o", "errors=remount-ro", device, str(point))
     with Writer(point) as writer:
-        for _ in range(2):
+        for _ in range(times):
             writer.wait_for_rounds(3)
             rig.stop()
             rig.start()
             writer.wait_for_rounds(10)
+        clients = opened_by(rig, "v")
     drop_caches()
     found = {name: one for name, one in digest(point).items() if name in writer.written}
     run("umount", str(point))
     check_file_system("ext4", device)
     rig.cli("detach", "v")
-    return {"same": found == writer.written, "complaints": finish(rig)}
+    return {
+        "same": found == writer.written,
+        "complaints": finish(rig),
+        "command": clients[0]["command"],
+        "connections": clients[0]["connections"],
+    }
 
 
-def kills() -> dict[str, object]:
-    """Ends the daemon with SIGKILL, under a file system that is busy."""
+def kills(connections: int, times: int) -> dict[str, object]:
+    """Ends the daemon with SIGKILL, under a file system and a bare device that are busy.
+
+    Nobody but the daemon dies: what was answered must be there, flushed or not.
+    """
+    rig = make_pool("900M")
+    rig.create("v", "200M")
+    rig.create("bare", "64M")
+    several = ("--connections", str(connections))
+    device = rig.cli("attach", "v", *several).strip()
+    bare = rig.cli("attach", "bare", *several).strip()
+    mkfs("ext4", device)
+    point = mount_point("v")
+    run("mount", "-o", "errors=remount-ro", device, str(point))
+    tree = digest(TREE)
+    copied = []
+    with Writer(point) as writer, DirectWriter(bare, 64 * MIB // _RECORD) as direct:
+        for number in range(times):
+            writer.wait_for_rounds(3)
+            direct.wait_for(100)
+            copied.append(point / f"copied-{number}")
+            run("cp", "-r", str(TREE), str(copied[-1]))
+            # Handed to the device, and not flushed there.
+            run("sync", "-f", str(point)) if number % 2 else drop_caches()
+            rig.kill()
+            rig.start()
+            writer.wait_for_rounds(10)
+            direct.wait_for(100)
+    drop_caches()
+    found = {name: one for name, one in digest(point).items() if name in writer.written}
+    kept = [digest(copy) == tree for copy in copied]
+    writable = os.access(point, os.W_OK)
+    run("umount", str(point))
+    check_file_system("ext4", device)
+    lost = direct.lost()
+    rig.cli("detach", "v")
+    rig.cli("detach", "bare")
+    return {
+        "kept": kept,
+        "same": found == writer.written,
+        "lost": lost,
+        "writable": writable,
+        "complaints": finish(rig),
+    }
+
+
+def opened_by(rig: PoolRig, volume: str) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = rig.volumes()[volume]["opened_by"]
+    return found
+
+
+def keepers_die() -> dict[str, object]:
+    """Ends keeper and daemon with SIGKILL; --refresh takes the busy device over."""
     rig = make_pool()
     rig.create("v", "200M")
     device = rig.cli("attach", "v").strip()
     mkfs("ext4", device)
     point = mount_point("v")
     run("mount", "-o", "errors=remount-ro", device, str(point))
-    synced = {}
+    refusals = []
     with Writer(point) as writer:
-        for number in range(3):
-            writer.wait_for_rounds(3)
-            name = f"synced-{number}"
-            run("cp", "-r", str(TREE), str(point / name))
-            run("sync", "-f", str(point))
-            synced.update(digest(point / name))
-            rig.kill()
-            rig.start()
-            writer.wait_for_rounds(10)
+        writer.wait_for_rounds(3)
+        keeper = int(json.loads(Path("/run/thinpool-attach/nbd0.json").read_text())["pid"])
+        handle = os.pidfd_open(keeper)
+        os.kill(keeper, signal.SIGKILL)
+        select.select([handle], [], [])
+        os.close(handle)
+        # Nobody reconnects it now, and nobody takes it for free.
+        writer.wait_for_rounds(3)
+        rig.kill()
+        rig.start()
+        refusals.append(rig.run("attach", "v").stderr)
+        rig.cli("attach", "v", "--refresh")
+        writer.wait_for_rounds(10)
+        # The new one does what the old one did.
+        rig.stop()
+        rig.start()
+        writer.wait_for_rounds(10)
     drop_caches()
-    kept = all(digest(point / f"synced-{number}") == synced for number in range(3))
-    writable = os.access(point, os.W_OK)
+    found = {name: one for name, one in digest(point).items() if name in writer.written}
+    refusals.append(rig.run("detach", "v").stderr)
     run("umount", str(point))
     check_file_system("ext4", device)
     rig.cli("detach", "v")
-    return {"kept": kept, "writable": writable, "complaints": finish(rig)}
+    return {"same": found == writer.written, "refusals": refusals, "complaints": finish(rig)}
 
 
 def four_at_once() -> dict[str, object]:
