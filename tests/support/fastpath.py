@@ -9,6 +9,7 @@ Thread-safety: one thread a hold; `note` from any.
 import os
 import select
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ def build(directory: Path, variant: str) -> Path:
     return directory / f"thinpoold-fastpath-{variant}.so"
 
 
-def build_harness(directory: Path, source: Path, variant: str) -> Path:
-    """A program over the filter's volumes, without nbdkit: "", thread, address or racing."""
-    _make(directory, f"VARIANT={variant}", f"HARNESS={source}", "harness")
-    return directory / ("harness-" + variant if variant else "harness")
+def build_program(directory: Path, source: Path, variant: str) -> Path:
+    """A program over the filter's sources, without nbdkit: "", thread, address or racing."""
+    _make(directory, f"VARIANT={variant}", f"PROGRAM={source}", "program")
+    return directory / (f"{source.stem}-{variant}" if variant else source.stem)
 
 
 def _make(directory: Path, *words: str) -> None:
@@ -77,6 +78,20 @@ class Hold:
     def go(self) -> None:
         """Let the request that is held up go on."""
         os.write(self._go, b"g")
+
+    def is_reached(self, kind: str, request: Callable[[], object]) -> bool:
+        """Make a request; say whether it came as far as the hook."""
+        self.arm(kind)
+        # Ahead of time: it is not to be held up.
+        self.go()
+        request()
+        armed = self.directory / f"armed-{kind}"
+        if armed.exists():
+            armed.unlink()
+            os.read(self._go, 1)
+            return False
+        assert self.next() == kind
+        return True
 
     def close(self) -> None:
         os.close(self._reached)

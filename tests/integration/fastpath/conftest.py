@@ -9,7 +9,7 @@ from tests.support.fastpath import Hold, build
 
 
 @pytest.fixture(scope="session")
-def variant(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def filter_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Builds the filter: hooks, ungated, thread or address."""
     directory = tmp_path_factory.mktemp("fastpath")
     return lambda name: build(directory, name)

@@ -142,17 +142,17 @@ def held(new_pool: PoolMaker, hold: Hold) -> Callable[[Path], PoolRig]:
 def test_what_a_request_saw_stays_true_until_it_is_done(
     held: Callable[[Path], PoolRig],
     hold: Hold,
-    variant: Callable[[str], Path],
+    filter_of: Callable[[str], Path],
     trouble: Trouble,
 ) -> None:
-    assert not trouble(held(variant("hooks")), hold)
+    assert not trouble(held(filter_of("hooks")), hold)
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_and_would_not_without_the_gate(
     held: Callable[[Path], PoolRig],
     hold: Hold,
-    variant: Callable[[str], Path],
+    filter_of: Callable[[str], Path],
     trouble: Trouble,
 ) -> None:
-    assert trouble(held(variant("ungated")), hold)
+    assert trouble(held(filter_of("ungated")), hold)

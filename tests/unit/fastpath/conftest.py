@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fastpath import FILTER, build, build_harness
+from tests.support.fastpath import FILTER, build, build_program
 from thinpoold.fastlib import Library
 
-HARNESS = Path(__file__).with_name("harness.c")
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +24,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def harness(built: Path) -> Callable[[str], Path]:
-    """Builds the program over volume.c and gate.c: plain (""), thread, address or racing."""
-    return lambda variant: build_harness(built, HARNESS, variant)
+def program(built: Path) -> Callable[[str, str], Path]:
+    """Builds one of the programs here: plain (""), thread, address or racing."""
+    return lambda name, variant: build_program(built, HERE / f"{name}.c", variant)
 
 
 @pytest.fixture(scope="session")
