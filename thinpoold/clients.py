@@ -69,6 +69,8 @@ def finish_all(addresses: Addresses, seconds: float) -> None:
 def finish(pids: Collection[int], *, shut: int | None, seconds: float) -> int:
     """Wait until this process is through with connections of these processes that have ended.
 
+    Over a network, where processes are not known, with all that have ended.
+
     They have ended when their client hung up; with `shut` (SHUT_RD, to answer what there is, or
     SHUT_RDWR), all of them are hung up on first. Returns how many are left after so many seconds:
     requests of theirs are still under way.
@@ -77,12 +79,12 @@ def finish(pids: Collection[int], *, shut: int | None, seconds: float) -> int:
     deadline = time.monotonic() + seconds
     while True:
         with _clients(addresses) as clients:
-            theirs = [one for one in clients if _process(one) in pids]
             if shut is not None:
-                for one in theirs:
-                    _shut(one, shut)
+                for one in clients:
+                    if _process(one) in pids:
+                        _shut(one, shut)
                 shut = None
-            left = sum(map(_ended, theirs))
+            left = sum(_ended(one) for one in clients if _process(one) in (0, *pids))
         if not left or time.monotonic() >= deadline:
             return left
         time.sleep(_LOOK_AGAIN)

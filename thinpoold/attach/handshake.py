@@ -19,6 +19,8 @@ from thinpoold.errors import ControlError, PoolNotRunning, UserError
 
 READ_ONLY = 1 << 1
 
+_PORT = 10809
+
 _GREETING = struct.Struct(">QQH")
 _NBDMAGIC = 0x4E42444D41474943
 _IHAVEOPT = 0x49484156454F5054
@@ -51,16 +53,21 @@ class Export:
 
 @dataclass(frozen=True)
 class Server:
-    """A server on this machine: the path of its UNIX socket."""
+    """Where a server listens: the path of a UNIX socket, or a host and a port."""
 
-    path: str
+    address: str | tuple[str, int]
 
     def connect(self, timeout: float) -> socket.socket:
         """Connect; `timeout`, in seconds, is for each step from then on. Raises OSError."""
+        if isinstance(self.address, tuple):
+            peer = socket.create_connection(self.address, timeout)
+            # A request is sent in two pieces, and must not wait for the answer to the first.
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return peer
         peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             peer.settimeout(timeout)
-            peer.connect(self.path)
+            peer.connect(self.address)
         except BaseException:
             peer.close()
             raise
@@ -70,15 +77,19 @@ class Server:
 def parse_uri(uri: str) -> tuple[Server, str]:
     """Return where an NBD URI points, and the export it names, '' for none.
 
-    Raises UserError for anything but a UNIX socket.
+    Raises UserError for what is neither a UNIX socket nor a port without TLS.
     """
     parts = urlsplit(uri)
+    export = unquote(parts.path.removeprefix("/"))
     path = parse_qs(parts.query).get("socket", [""])[0]
-    if parts.scheme != "nbd+unix" or not path:
-        raise UserError(
-            f"cannot attach from {uri}: start the pool with '--listen unix', or use nbd-client"
-        )
-    return Server(path), unquote(parts.path.removeprefix("/"))
+    if parts.scheme == "nbd+unix" and path:
+        return Server(path), export
+    if parts.scheme == "nbd" and parts.hostname:
+        return Server((parts.hostname, parts.port or _PORT)), export
+    raise UserError(
+        f"cannot attach from {uri}: thinpool attach does not do TLS; start the pool with "
+        "'--listen unix', or use nbd-client itself, as docs/network.md says"
+    )
 
 
 def wait_for_daemon(server: Server, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """nbd-client's command lines. Those of 3.24, Debian 12's, are also understood by newer ones.
 
     nbd-client -unix SOCKET /dev/nbdN -name EXPORT -block-size 512 -connections 1
+    nbd-client HOST PORT /dev/nbdN -name EXPORT ...
     nbd-client -d /dev/nbdN
 
 It configures the device over netlink and is gone when the device works. What is left out, and why:
@@ -45,7 +46,12 @@ def connect_command(
     read_only: bool,
 ) -> list[str]:
     """Return the command that connects a device."""
-    command = [program, "-unix", server.path, str(device), "-name", export]
+    if isinstance(server.address, tuple):
+        host, port = server.address
+        where = [host, str(port)]
+    else:
+        where = ["-unix", server.address]
+    command = [program, *where, str(device), "-name", export]
     command += ["-block-size", str(block_size), "-connections", str(connections)]
     return [*command, "-readonly"] if read_only else command
 

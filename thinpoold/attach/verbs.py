@@ -185,6 +185,14 @@ def refresh(paths: PoolPaths, attachment: Attachment) -> int:
             f"{attachment.device} cannot learn a new size: detach it, and attach it again"
         )
     require_kernel()
+    _, uri = look_up_uuid(paths, attachment)
+    server, _ = parse_uri(uri)
+    if isinstance(server.address, tuple):
+        # Whose connections are whose is not known there.
+        raise AttachRefused(
+            f"{attachment.device} is attached over TCP: for its new size detach it and attach it "
+            "again, or restart the daemon"
+        )
     with records.locked():
         current = records.reread(attachment)
         if current is None or not current.is_live:

@@ -27,6 +27,22 @@ def test_the_line_that_connects() -> None:
     ]
 
 
+def test_the_line_that_connects_to_a_port() -> None:
+    command = nbdclient.connect_command(
+        "nbd-client",
+        Path("/dev/nbd0"),
+        Server(("::1", 10810)),
+        "v",
+        block_size=512,
+        connections=1,
+        read_only=False,
+    )
+    assert command == [
+        *("nbd-client", "::1", "10810", "/dev/nbd0", "-name", "v"),
+        *("-block-size", "512", "-connections", "1"),
+    ]
+
+
 def test_the_line_that_disconnects() -> None:
     assert nbdclient.disconnect_command("nbd-client", Path("/dev/nbd3")) == [
         "nbd-client", "-d", "/dev/nbd3",
@@ -65,10 +81,12 @@ def test_a_program_that_is_missing_is_named_with_its_package() -> None:
 
 def test_where_a_uri_points() -> None:
     server, export = parse_uri("nbd+unix:///my%20disk?socket=/run/a%26b/nbd.sock")
-    assert (server.path, export) == ("/run/a&b/nbd.sock", "my disk")
+    assert (server.address, export) == ("/run/a&b/nbd.sock", "my disk")
+    assert parse_uri("nbd://[::1]:10810/x") == (Server(("::1", 10810)), "x")
+    assert parse_uri("nbd://localhost/") == (Server(("localhost", 10809)), "")
 
 
-@pytest.mark.parametrize("uri", ["nbd://localhost/x", "nbd+unix:///x", "nbds://h/x", ""])
+@pytest.mark.parametrize("uri", ["nbd:///x", "nbd+unix:///x", "nbds://h/x", ""])
 def test_what_cannot_be_attached_from(uri: str) -> None:
     with pytest.raises(UserError, match="cannot attach from"):
         parse_uri(uri)
