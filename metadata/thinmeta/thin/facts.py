@@ -64,7 +64,7 @@ class Facts:
     @property
     def data_used(self) -> int:
         """Data blocks that are mapped by some device."""
-        return self._data.nr_allocated
+        return self._data.nr_used
 
     @property
     def data_free(self) -> int:

@@ -295,6 +295,7 @@ class ThinMetadata(Facts):
         Raises what `open` raises; then the metadata cannot be used any more.
         """
         self._tm.abandon()
+        self._data.disclaim()
         self._data.withheld.abandon()
         self._load(self._data.withheld)
 

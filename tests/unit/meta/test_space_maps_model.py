@@ -113,7 +113,7 @@ class Blocks:
     def compare(self, begin: int, end: int) -> None:
         assert [self.map.count(block) for block in range(begin, end)] == self.counts[begin:end]
         assert self.map.once_counted(begin, end) == self.counts[begin:end].count(1)
-        assert self.map.nr_allocated == len(self.counts) - self.counts.count(0)
+        assert self.map.nr_used == len(self.counts) - self.counts.count(0)
         assert self.map.nr_available == self.available()
         assert self.map.withheld.freed == bool(self.freed or self.durable)
 
