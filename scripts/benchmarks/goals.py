@@ -11,7 +11,7 @@ from .metadata import MAPPINGS_PER_GIB, MAPPINGS_PER_TIB, Grown
 from .pieces import Flood, level_name
 from .results import Results, least
 from .rounds import Measured, Row
-from .sections import FILE, INTERNAL, OURS, OVERLAY, PYTHON, QCOW2
+from .sections import FILE, FILE_ONE, INTERNAL, OURS, OVERLAY, PYTHON, QCOW2, THREADS
 
 # Two runs of the same work on the same server differ by this much: what is within is "the same".
 SAME = 0.9
@@ -30,10 +30,12 @@ def judge(results: Results) -> list[Judged]:
 
 
 def _through_nbd(results: Results) -> Iterator[Judged]:
-    mapped, first = sections.MAPPED, sections.FIRST
+    mapped, threads, first = sections.MAPPED, sections.THREADED, sections.FIRST
     shared, flushes = sections.SHARED, sections.FLUSHES
     for key, ours, theirs, least_ratio, what in (
         (mapped, OURS, FILE, 0.95, "mapped blocks"),
+        (threads, THREADS, FILE, 0.95, "mapped blocks, several threads a connection for both"),
+        (threads, OURS, FILE_ONE, 0.95, "mapped blocks, one thread a connection for both"),
         (mapped, OURS, QCOW2, 2.5, "mapped blocks"),
         (first, OURS, QCOW2, 1.5, "first writes"),
         (shared, OURS, INTERNAL, 1.5, "first writes after a snapshot"),

@@ -129,13 +129,22 @@ class FilePlugin(ImagePeer):
     """nbdkit's file plugin on a sparse file: C, no thin provisioning. The ceiling."""
 
     name = "nbdkit file"
+    threads: tuple[str, ...] = ()  # nbdkit's own choice: 16 a connection
 
     def make(self, image: Path, size: int) -> None:
         image.touch()
         os.truncate(image, size)
 
     def command(self, image: Path, socket: Path) -> list[str]:
-        return ["nbdkit", "--foreground", "--unix", str(socket), "file", str(image)]
+        listen = ["--foreground", *self.threads, "--unix", str(socket)]
+        return ["nbdkit", *listen, "file", str(image)]
+
+
+class FileOneThread(FilePlugin):
+    """The same with one thread a connection, as thinpoold has with this nbdkit."""
+
+    name = "nbdkit file, 1 thread"
+    threads = ("--threads", "1")
 
 
 class PythonNoop(ImagePeer):

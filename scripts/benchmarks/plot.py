@@ -23,6 +23,7 @@ COLOURS = {
     sections.THREADS: "#c2a83e",
     sections.BUFIO: "#5f8fb4",
     sections.FILE: "#222222",
+    sections.FILE_ONE: "#666666",
     sections.NOOP: "#9a9a9a",
     sections.QCOW2: "#c8553d",
     sections.INTERNAL: "#c8553d",
@@ -78,7 +79,7 @@ def _compared(section: Measured) -> bool:
 
 def _bars(axes: Axes, section: Measured) -> None:
     """How many times as good as the last named server each one is, a line a work."""
-    base = section.ratios[-1]
+    _, base = section.ratios[-1]
     shown = [name for name in section.servers if name != base]
     rows = list(reversed(section.rows))
     for place, name in enumerate(shown):

@@ -54,8 +54,7 @@ def _machine(results: Results) -> str:
 
 def _section(section: Measured) -> list[str]:
     shown = [name for name in section.servers if any(_values(row, name) for row in section.rows)]
-    ours = section.servers[0]
-    against = [name for name in section.ratios if name in shown and name != ours]
+    pairs = [pair for pair in section.ratios if set(pair) <= set(shown)]
     rows = []
     for row in section.rows:
         better = " (less is better)" if row.figure.less_is_better else ""
@@ -64,10 +63,10 @@ def _section(section: Measured) -> list[str]:
                 row.figure.name,
                 row.figure.unit + better,
                 *(str(spread(row.values.get(name, [])) or ABSENT) for name in shown),
-                *(str(ratio(row, ours, name) or ABSENT) for name in against),
+                *(str(ratio(row, *pair) or ABSENT) for pair in pairs),
             ]
         )
-    head = ["work", "unit", *shown, *(f"ours / {name}" for name in against)]
+    head = ["work", "unit", *shown, *(f"{ours} / {theirs}" for ours, theirs in pairs)]
     return [f"### {section.title}", f"{_rounds(section.rounds)}.", _table(head, rows)]
 
 

@@ -44,7 +44,7 @@ class Measured:
     key: str
     title: str
     servers: Sequence[str]
-    ratios: Sequence[str]
+    ratios: Sequence[tuple[str, str]]
     rounds: int
     rows: list[Row]
     memory: dict[str, int]

@@ -123,7 +123,7 @@ def measured(
     names = ["a", "b", "c"]
     with rounds.Peers(tmp_path, {name: kind(name) for name in names}) as peers:
         runner = rounds.Runner(peers, tmp_path, seconds=1, mapped=1)
-        section = Section("key", "title", pieces, names, ["b"])
+        section = Section("key", "title", pieces, names, [("a", "b")])
         return runner.measure(section, 3), runner, asked
 
 
@@ -168,7 +168,7 @@ def run_of(ours: float, file: float, qcow2: float) -> results.Results:
     )
     for section in sections.table(quick=False):
         values: dict[str, rounds.Values] = {name: [qcow2] for name in section.servers}
-        values |= {OURS: [ours], FILE: [file]}
+        values |= {OURS: [ours], FILE: [file], sections.FILE_ONE: [file], sections.THREADS: [ours]}
         rows = [
             rounds.Row(figure, {name: values[name] for name in section.servers})
             for piece in section.pieces
