@@ -69,8 +69,9 @@ def test_a_daemon_is_killed_and_started_under_load(
 def test_a_keeper_that_was_killed_is_replaced(machine: Machine) -> None:
     seen = machine.call(attached.keepers_die)
     assert (seen["same"], seen["complaints"]) == (True, [])
-    again, mounted = cast(list[str], seen["refusals"])
+    again, stopped, mounted = cast(list[str], seen["refusals"])
     assert "is attached already, as /dev/nbd0" in again
+    assert "volume 'v' is attached as /dev/nbd0, mounted on /run/mnt/v" in stopped
     assert "mounted on /run/mnt/v: unmount it first" in mounted
 
 

@@ -1,6 +1,7 @@
 """Volumes as block devices of this machine: the kernel's nbd, or FUSE without it.
 
 genl        generic netlink: messages and the socket
+guard       what must not happen to a volume that is attached
 kernel      what the nbd module is asked over it, and what it tells
 devices     the nbd devices, as /sys/block shows them
 mounts      who uses a block device: mounts, swap, holders, processes

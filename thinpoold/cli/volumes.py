@@ -1,9 +1,11 @@
 """`thinpool create`, `snapshot`, `resize`, `rename`, `delete` and `rollback`."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
+from thinpoold.attach.guard import any_attached, refuse_attached
 from thinpoold.cli import output
 from thinpoold.cli.backend import Backend
 from thinpoold.cli.options import (
@@ -16,6 +18,7 @@ from thinpoold.cli.options import (
     verb,
 )
 from thinpoold.errors import InvalidSize
+from thinpoold.paths import PoolPaths
 from thinpoold.sizes import SECTOR
 
 
@@ -86,9 +89,12 @@ def resize(volume: str, size: int, shrink: bool, pool: str | None, as_json: bool
       thinpool -p mypool resize disk 5G --shrink
 
     Exit status: 0 resized, durably; 1 refused (no such volume, a bad size, smaller without
-    --shrink) or failed.
+    --shrink or while attached) or failed.
     """
-    answer = Backend(chosen_pool(pool)).call("resize", name=volume, size=size, shrink=shrink)
+    paths = chosen_pool(pool)
+    if shrink:
+        _refuse_attached(paths, [volume], smaller_than=size)
+    answer = Backend(paths).call("resize", name=volume, size=size, shrink=shrink)
     _tell(answer, as_json, f"resized {answer['name']} to {output.size(answer['size'])}")
 
 
@@ -116,8 +122,8 @@ def rename(old: str, new: str, pool: str | None, as_json: bool) -> None:
 def delete(volumes: tuple[str, ...], dry_run: bool, pool: str | None, as_json: bool) -> None:
     """Delete volumes, all in one transaction, and say how much space that frees.
 
-    A volume that a client has open is refused, and then none is deleted. Snapshots of a deleted
-    volume stay.
+    A volume that a client has open, or that is attached, is refused, and then none is deleted.
+    Snapshots of a deleted volume stay.
 
     \b
     Examples:
@@ -126,7 +132,10 @@ def delete(volumes: tuple[str, ...], dry_run: bool, pool: str | None, as_json: b
 
     Exit status: 0 deleted, durably; 1 refused (no such volume, in use) or failed.
     """
-    answer = Backend(chosen_pool(pool)).call("delete", names=list(volumes), dry_run=dry_run)
+    paths = chosen_pool(pool)
+    if not dry_run:
+        _refuse_attached(paths, volumes)
+    answer = Backend(paths).call("delete", names=list(volumes), dry_run=dry_run)
     names, freed = ", ".join(answer["volumes"]), output.size(answer["freed"])
     line = (
         f"would delete {names} and free {freed}" if dry_run else f"deleted {names}, freed {freed}"
@@ -151,14 +160,28 @@ def rollback(
     Example:
       thinpool -p mypool rollback disk monday
 
-    Exit status: 0 rolled back, durably; 1 refused (no such volume, in use) or failed.
+    Exit status: 0 rolled back, durably; 1 refused (no such volume, in use, attached) or failed.
     """
-    answer = Backend(chosen_pool(pool)).call(
+    paths = chosen_pool(pool)
+    _refuse_attached(paths, [volume])
+    answer = Backend(paths).call(
         "rollback", name=volume, snapshot=snapshot_name, discard_current=discard_current
     )
     kept = answer.get("kept")
     line = f"rolled back {volume} to {snapshot_name}"
     _tell(answer, as_json, f"{line}; what it held is kept as {kept}" if kept else line)
+
+
+def _refuse_attached(
+    paths: PoolPaths, names: Iterable[str], smaller_than: int | None = None
+) -> None:
+    """Raise if one of the volumes is attached here; with a size, if it is larger than that too."""
+    if not any_attached(paths.directory):
+        return
+    for name in names:
+        info = Backend(paths).call("info", name=name)
+        if smaller_than is None or smaller_than < info["size"]:
+            refuse_attached(paths.directory, name, info["uuid"])
 
 
 def _tell(answer: Any, as_json: bool, line: str) -> None:

@@ -107,6 +107,25 @@ def test_writes_wait_for_a_daemon_that_is_started_again(attached: PoolRig) -> No
 
 
 @needs_fuse
+def test_an_attached_volume_is_not_taken_away_while_the_daemon_is_stopped(
+    attached: PoolRig,
+) -> None:
+    path = device(attached)
+    attached.snapshot("v", "s")
+    attached.stop()
+    says = f"volume 'v' is attached as {path}: detach it first"
+    refused(attached, "delete", "s", "v", says=says)
+    refused(attached, "rollback", "v", "s", says=says)
+    refused(attached, "resize", "v", "1M", "--shrink", says=says)
+    attached.cli("delete", "v", "--dry-run")
+    attached.cli("resize", "v", "64M", "--shrink")
+    attached.cli("rename", "v", "w")
+    refused(attached, "delete", "w", says=f"volume 'w' is attached as {path}")
+    attached.cli("rename", "w", "v")
+    attached.cli("delete", "s")
+
+
+@needs_fuse
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 def test_mounting_and_the_mount_point_in_the_refusal(attached: PoolRig, tmp_path: Path) -> None:
     path = device(attached)

@@ -16,6 +16,7 @@ import pwd
 import select
 import signal
 import subprocess
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,13 @@ def _activated(report: dict[str, Any]) -> None:
     """The pool that is a socket only, whose daemon meets with everything that daemons meet with."""
     unit = "thinpoold@spare.service"
     report["before"] = _show(unit, "ActiveState")
+    # Attaching is what starts it the first time.
+    thinpool = (str(Path(sys.executable).with_name("thinpool")), "-p", "/var/lib/thinpoold/spare")
+    report["device"] = _run(*thinpool, "attach", "a").strip()
+    Path(report["device"]).write_bytes(b"attached" * 512)
+    listed = json.loads(_run(*thinpool, "list", "--json"))["volumes"]
+    report["opened_by"] = [listed[0]["opened_by"][0][key] for key in ("command", "user")]
+    _run(*thinpool, "detach", "a")
     report["size"] = _run("nbdinfo", "--size", _SPARE).strip()
     report["activated"] = _facts(unit)
     _run("systemctl", "restart", unit)

@@ -350,6 +350,7 @@ def keepers_die() -> dict[str, object]:
         writer.wait_for_rounds(10)
         # The new one does what the old one did.
         rig.stop()
+        refusals.append(rig.run("delete", "v").stderr)
         rig.start()
         writer.wait_for_rounds(10)
     drop_caches()
