@@ -53,8 +53,8 @@ class Volume:
     def __init__(self, core: Core, record: VolumeRecord, find: FindRecord) -> None:
         self.core = core
         self.uuid = record.uuid
-        self._fast = FastVolume(core.fastpath) if core.fastpath is not None else None
-        self.gate = Gate(self._fast)
+        self.fast = FastVolume(core.fastpath) if core.fastpath is not None else None
+        self.gate = Gate(self.fast)
         self.cells = Cells()
         self.clients = 0
         self.limiter: Limiter | None = None
@@ -105,13 +105,13 @@ class Volume:
 
     def offer(self) -> None:
         """Have the C filter serve the connection that this thread is opening, if it is there."""
-        if self._fast is not None:
-            self._fast.offer()
+        if self.fast is not None:
+            self.fast.offer()
 
     def withdraw(self) -> None:
         """Leave all requests to Python from now on. The metadata lock is held."""
-        if self._fast is not None:
-            self._fast.withdraw()
+        if self.fast is not None:
+            self.fast.withdraw()
 
     def _make_table(self) -> None:
         store = self.core.fastpath.store if self.core.fastpath is not None else None
@@ -121,9 +121,9 @@ class Volume:
     def _share(self) -> None:
         """Show the C filter what it may serve; the one place that decides whether it may."""
         # What is paced, or goes through a cache of ours, is Python's alone.
-        if self._fast is None or self.limiter is not None or self._device.direct:
+        if self.fast is None or self.limiter is not None or self._device.direct:
             return
-        self._fast.show(
+        self.fast.show(
             self.table,
             self.size,
             self._block_size,
