@@ -38,6 +38,7 @@ class Job:
 class Done:
     """What one job came to. `p99_us`: 99 of 100 requests were answered within that."""
 
+    requests: int
     iops: float
     bytes_per_second: float
     p99_us: float
@@ -93,8 +94,7 @@ def _words(number: int, job: Job, seconds: float) -> list[str]:
     if job.amount:
         words.append(f"--io_size={job.amount // job.connections}")
     else:
-        # What comes first pays for what was written out before: it is left out.
-        words += ["--time_based", f"--ramp_time={int(seconds * 250)}ms"]
+        words.append("--time_based")
     return words
 
 
@@ -104,7 +104,12 @@ def _done(job: Job, result: dict[str, object]) -> Done:
     if result["error"] or not side["total_ios"]:
         raise RuntimeError(f"fio did no work: {job}")
     percentiles = side["clat_ns"].get("percentile", {})
-    return Done(float(side["iops"]), float(side["bw_bytes"]), percentiles.get("99.000000", 0) / 1e3)
+    return Done(
+        int(side["total_ios"]),
+        float(side["iops"]),
+        float(side["bw_bytes"]),
+        percentiles.get("99.000000", 0) / 1e3,
+    )
 
 
 def fill(uri: str, size: int, scratch: Path) -> None:

@@ -48,7 +48,7 @@ def _through_nbd(results: Results) -> Iterator[Judged]:
         (flushes, PYTHON, QCOW2, 1.0, "a flush after each write, Python alone"),
     ):
         section = results.section(key)
-        found = least(section.rows, ours, theirs) if section is not None else []
+        found = least(section.work, ours, theirs) if section is not None else []
         if found:
             enough = sum(value >= least_ratio for value, _ in found)
             worst, row = found[0]

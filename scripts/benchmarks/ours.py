@@ -118,6 +118,9 @@ class Thinpoold(Peer):
             self._chain.append(name)
         yield self.uri(self._chain[levels])
 
+    def processes(self) -> list[int]:
+        return [self.pid]
+
     def memory(self) -> int:
         return private_memory(self.pid)
 

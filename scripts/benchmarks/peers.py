@@ -53,6 +53,10 @@ class Peer(ABC):
         raise NotOfferedError
 
     @abstractmethod
+    def processes(self) -> list[int]:
+        """The servers' process ids."""
+
+    @abstractmethod
     def memory(self) -> int:
         """Bytes of memory that the server of the mapped volume holds itself."""
 
@@ -67,6 +71,7 @@ class ImagePeer(Peer):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self._server: Server | None = None
+        self._others: list[Server] = []
 
     @abstractmethod
     def make(self, image: Path, size: int) -> None: ...
@@ -84,9 +89,11 @@ class ImagePeer(Peer):
     @contextlib.contextmanager
     def served(self, image: Path) -> Iterator[str]:
         server = self.serve(image)
+        self._others.append(server)
         try:
             yield server.uri
         finally:
+            self._others.remove(server)
             server.stop()
 
     def filled(self, size: int) -> Path:
@@ -114,6 +121,10 @@ class ImagePeer(Peer):
                 yield uri
         finally:
             image.unlink()
+
+    def processes(self) -> list[int]:
+        mapped = [self._server] if self._server is not None else []
+        return [server.pid for server in mapped + self._others]
 
     def memory(self) -> int:
         if self._server is None:

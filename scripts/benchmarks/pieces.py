@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from . import fio, nbd_client
+from . import fio, nbd_client, process
 from .peers import NotOfferedError, Peer
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -22,11 +22,12 @@ Settle = Callable[[], None]
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of a table."""
+    """One line of a table; those of the `processor` stand in a table of their own."""
 
     name: str
     unit: str
     less_is_better: bool = False
+    processor: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Effort:
     mapped: int
     seed: int
     scratch: Path
+
+    def run(self, *jobs: fio.Job, longer: float = 1.0) -> list[fio.Done]:
+        """Has fio do the jobs at the same time."""
+        seconds = self.seconds * longer
+        return fio.run(jobs, seconds=seconds, seed=self.seed, scratch=self.scratch)
 
 
 class Piece(Protocol):
@@ -67,7 +73,10 @@ class Load:
 
     @property
     def figures(self) -> tuple[Figure, ...]:
-        return (Figure(self.name, "MB/s" if self.block > 64 * KIB else "kIOPS"),)
+        return (
+            Figure(self.name, "MB/s" if self.block > 64 * KIB else "kIOPS"),
+            Figure(self.name, "us", less_is_better=True, processor=True),
+        )
 
     def do(self, peer: Peer, effort: Effort, settle: Settle) -> tuple[float, ...]:
         spread = self.spread or effort.mapped
@@ -89,12 +98,16 @@ class Load:
                 self.amount,
                 self.flush,
             )
-            [done] = fio.run(
-                [job], seconds=effort.seconds, seed=effort.seed, scratch=effort.scratch
-            )
-        if self.block > 64 * KIB:
-            return (done.bytes_per_second / 1e6,)
-        return (done.iops / 1e3,)
+            before = processor_seconds(peer)
+            [done] = effort.run(job)
+            spent = processor_seconds(peer) - before
+        rate = done.bytes_per_second / 1e6 if self.block > 64 * KIB else done.iops / 1e3
+        return rate, spent * 1e6 / done.requests
+
+
+def processor_seconds(peer: Peer) -> float:
+    """What the peer's servers have used of the processors."""
+    return sum(process.processor_seconds(pid) for pid in peer.processes())
 
 
 @dataclass(frozen=True)
@@ -112,9 +125,7 @@ class ReadLevels:
         with peer.levels(size, self.levels) as uri:
             settle()
             job = fio.Job(uri, "randread", 4 * KIB, 16, size)
-            [done] = fio.run(
-                [job], seconds=effort.seconds, seed=effort.seed, scratch=effort.scratch
-            )
+            [done] = effort.run(job)
         return (done.iops / 1e3,)
 
 
@@ -141,15 +152,10 @@ class Flood:
         size = 4 * effort.mapped
         read = fio.Job(peer.mapped(effort.mapped), "randread", 4 * KIB, 1, effort.mapped)
         settle()
-        [alone] = fio.run([read], seconds=effort.seconds, seed=effort.seed, scratch=effort.scratch)
+        [alone] = effort.run(read)
         with peer.empty(size) as uri:
             write = fio.Job(uri, "write", 128 * KIB, 16, size)
-            flooded, writing = fio.run(
-                [read, write],
-                seconds=effort.seconds * self.longer,
-                seed=effort.seed,
-                scratch=effort.scratch,
-            )
+            flooded, writing = effort.run(read, write, longer=self.longer)
         return alone.p99_us, flooded.p99_us, writing.bytes_per_second / 1e6
 
 

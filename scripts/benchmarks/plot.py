@@ -42,7 +42,7 @@ def draw(results: Results, path: Path) -> None:
         bars = [section for section in results.sections if _compared(section)]
         levels = results.section(sections.LEVELS)
         below = sum(1 for drawn in (levels, results.growth) if drawn)
-        heights = [0.45 + len(section.rows) * INCHES for section in bars] + [4.0] * bool(below)
+        heights = [0.45 + len(section.work) * INCHES for section in bars] + [4.0] * bool(below)
         if not heights:
             raise ValueError("there is nothing to draw")
         figure = Figure(figsize=(9, sum(heights) + 0.6), layout="constrained")
@@ -81,7 +81,7 @@ def _bars(axes: Axes, section: Measured) -> None:
     """How many times as good as the last named server each one is, a line a work."""
     _, base = section.ratios[-1]
     shown = [name for name in section.servers if name != base]
-    rows = list(reversed(section.rows))
+    rows = list(reversed(section.work))
     for place, name in enumerate(shown):
         found = [ratio(row, name, base) or Spread(0, 0, 0) for row in rows]
         at = [index + (len(shown) / 2 - place - 0.5) * BAR for index in range(len(rows))]

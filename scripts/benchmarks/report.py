@@ -55,9 +55,24 @@ def _machine(results: Results) -> str:
 def _section(section: Measured) -> list[str]:
     shown = [name for name in section.servers if any(_values(row, name) for row in section.rows)]
     pairs = [pair for pair in section.ratios if set(pair) <= set(shown)]
+    parts = [
+        f"### {section.title}",
+        f"{_rounds(section.rounds)}.",
+        _compared(section.work, shown, pairs),
+    ]
+    if section.processor:
+        parts.append("Processor time of the server for each request, its own and in the kernel:")
+        parts.append(_compared(section.processor, shown, []))
+    return parts
+
+
+def _compared(
+    measured: Sequence[Row], shown: Sequence[str], pairs: Sequence[tuple[str, str]]
+) -> str:
     rows = []
-    for row in section.rows:
-        better = " (less is better)" if row.figure.less_is_better else ""
+    for row in measured:
+        less = row.figure.less_is_better and not row.figure.processor
+        better = " (less is better)" if less else ""
         rows.append(
             [
                 row.figure.name,
@@ -67,7 +82,7 @@ def _section(section: Measured) -> list[str]:
             ]
         )
     head = ["work", "unit", *shown, *(f"{ours} / {theirs}" for ours, theirs in pairs)]
-    return [f"### {section.title}", f"{_rounds(section.rounds)}.", _table(head, rows)]
+    return _table(head, rows)
 
 
 def _rounds(rounds: int) -> str:

@@ -49,6 +49,14 @@ class Measured:
     rows: list[Row]
     memory: dict[str, int]
 
+    @property
+    def work(self) -> list[Row]:
+        return [row for row in self.rows if not row.figure.processor]
+
+    @property
+    def processor(self) -> list[Row]:
+        return [row for row in self.rows if row.figure.processor]
+
 
 class Peers:
     """The servers by name: started when first needed, all ended when the context ends."""
@@ -118,7 +126,7 @@ class Runner:
                     effort = Effort(self._seconds, self._mapped, number + 1, self._scratch)
                     values = self._do(section, piece, name, effort)
                     shown = ", ".join("-" if value is None else f"{value:.1f}" for value in values)
-                    what = piece.figures[-1].name
+                    what = piece.figures[0].name
                     say(f"{section.key} {number + 1}/{rounds} {what}: {name}: {shown}")
                     for figure, value in zip(piece.figures, values, strict=True):
                         rows[figure].values.setdefault(name, []).append(value)
@@ -140,7 +148,7 @@ class Runner:
         except NotOfferedError:
             pass
         except Exception as error:  # whatever it is: the others are still worth measuring
-            self.failures.append(f"{section.key}, {piece.figures[-1].name}: {name}: {told(error)}")
+            self.failures.append(f"{section.key}, {piece.figures[0].name}: {name}: {told(error)}")
             say(f"FAILED: {self.failures[-1]}")
             self._peers.end(name)
         return [None] * len(piece.figures)
