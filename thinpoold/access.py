@@ -32,7 +32,7 @@ import ipaddress
 import os
 import pwd
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from thinpoold.errors import InvalidSetting, UserError
@@ -62,13 +62,17 @@ class TooManyClients(UserError):
 
 @dataclass(frozen=True)
 class Peer:
-    """Who asks: user, group and process by a Unix socket, else None; the address, else None."""
+    """Who asks: user, group and process by a Unix socket, else None; address and port, else None.
+
+    Connections of one client come from several ports: they do not tell peers apart.
+    """
 
     uid: int | None = None
     gid: int | None = None
     address: Address | None = None
     tls: bool = False
     pid: int | None = None
+    port: int | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         if self.uid is not None:

@@ -15,6 +15,7 @@ Invariants
 Thread-safety: any thread.
 """
 
+import ipaddress
 import os
 import select
 import socket
@@ -28,6 +29,8 @@ from typing import Any, TypeAlias
 from thinpoold.paths import CONTROL_SOCKET
 
 Addresses: TypeAlias = frozenset[Any]
+# Where a client over a network is: its address, as text, and its port.
+Place: TypeAlias = tuple[str, int]
 
 _LOOK_AGAIN = 0.01
 
@@ -48,6 +51,26 @@ def hang_up(addresses: Addresses) -> bool:
         for client in clients:
             _shut(client, socket.SHUT_RDWR)
         return bool(clients)
+
+
+def ports(addresses: Addresses) -> Addresses:
+    """Those of the addresses that are reached over a network."""
+    return frozenset(one for one in addresses if isinstance(one, int))
+
+
+def places(addresses: Addresses) -> set[Place]:
+    """Where the clients over a network are that have connected to these addresses."""
+    with _clients(addresses) as clients:
+        return {place for one in clients if (place := _place(one)) is not None}
+
+
+def hang_up_at(addresses: Addresses, chosen: Collection[Place]) -> int:
+    """Shut the connections from these places, both ways; return how many there were."""
+    with _clients(addresses) as clients:
+        found = [one for one in clients if _place(one) in chosen]
+        for one in found:
+            _shut(one, socket.SHUT_RDWR)
+        return len(found)
 
 
 def finish_all(addresses: Addresses, seconds: float) -> None:
@@ -137,6 +160,19 @@ def _address(one: socket.socket) -> Any:
     connected to at one."""
     name = one.getsockname()
     return name[1] if isinstance(name, tuple) else name
+
+
+def _place(one: socket.socket) -> Place | None:
+    """Where its client is, None for a UNIX socket or one that has just been closed."""
+    try:
+        name = one.getpeername()
+    except OSError:
+        return None
+    if not isinstance(name, tuple):
+        return None
+    address = ipaddress.ip_address(name[0].partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address), int(name[1])
 
 
 def _process(one: socket.socket) -> int:

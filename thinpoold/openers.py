@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from thinpoold.access import Peer
+from thinpoold.clients import Place
 
 PROC = Path("/proc")
 
@@ -59,6 +60,12 @@ class Openers:
         """Forget a connection that has ended."""
         with self._lock:
             del self._openings[opening]
+
+    def places(self) -> set[Place]:
+        """Where those are that have come over a network."""
+        with self._lock:
+            peers = [one.client.peer for one in self._openings]
+        return {(str(peer.address), peer.port) for peer in peers if peer.port is not None}
 
     def of(self, volume: bytes) -> list[dict[str, Any]]:
         """Say who has a volume open, who came first before the others."""

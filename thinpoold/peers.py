@@ -39,7 +39,9 @@ def current() -> Peer:
             # 0 is one that this process cannot see.
             pid=pid if pid > 0 else None,
         )
-    return Peer(address=address_in(name.raw), tls=tls)
+    # Both families have the port in the same place.
+    port = int.from_bytes(name.raw[2:4], "big")
+    return Peer(address=address_in(name.raw), tls=tls, port=port)
 
 
 def address_in(name: bytes) -> Address | None:

@@ -36,6 +36,7 @@ from thinpoold.control.codes import one_line
 from thinpoold.control.dispatch import Dispatcher
 from thinpoold.control.server import ControlServer
 from thinpoold.fastpath import Choice
+from thinpoold.handshakes import Handshakes
 from thinpoold.paths import CONTROL_SOCKET
 from thinpoold.sizes import format_size
 
@@ -74,6 +75,7 @@ class Runtime:
     threads: int = 0
     _server: ControlServer | None = field(default=None, repr=False)
     _heart: notify.Heart | None = field(default=None, repr=False)
+    _handshakes: Handshakes | None = field(default=None, repr=False)
 
     @property
     def answers_in_turn(self) -> bool:
@@ -96,6 +98,10 @@ class Runtime:
         self._report({"ready": self.run_facts()})
         self._heart = notify.Heart(self.notifier, self._beats, self._status_line)
         self._heart.start()
+        ports = clients.ports(clients.listening())
+        if ports:
+            self._handshakes = Handshakes(ports, pool.openers.places)
+            self._handshakes.start()
 
     def fail(self, error: BaseException) -> NoReturn:
         """Report that the pool cannot be served, and end the process with status 1.
@@ -116,6 +122,8 @@ class Runtime:
         """End the control socket; requests under way are answered first."""
         if self._heart is not None:
             self._heart.stop()
+        if self._handshakes is not None:
+            self._handshakes.stop()
         if self._server is not None:
             self._server.close()
             self._server = None

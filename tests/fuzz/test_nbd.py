@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import pytest
@@ -29,6 +30,7 @@ SIZE = 4 << 20
 _OPTION_MAGIC = b"IHAVEOPT"
 _REQUEST_MAGIC = 0x25609513
 _READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _CACHE, _ZERO, _STATUS = range(8)
+_STARTTLS = 5
 _GO = 7
 _ACK = 1
 _ERROR = 1 << 31
@@ -250,6 +252,34 @@ def test_half_open(rig: PoolRig, stage: str) -> None:
         settled(rig.pid, before, SLACK)
     with rig.connect(TARGET) as client:
         assert client.read(0, 65536) == bytes(65536)
+
+
+def test_half_open_at_a_port_does_not_last(new_pool: PoolMaker, tmp_path: Path) -> None:
+    rig = new_pool(start=False)
+    rig.cli("tls", "init", str(tmp_path / "tls"), "--host", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    rig.start("--listen", f"127.0.0.1:{port}", "--tls", str(tmp_path / "tls"))
+    before = Vitals.of(rig.pid)
+    peers = []
+    for stage in ("silent", "half an option", "before TLS", "half of TLS") * 10:
+        peer = socket.create_connection(("127.0.0.1", port))
+        peer.settimeout(PATIENCE)
+        peers.append(peer)
+        receive(peer, 18)
+        if stage == "half an option":
+            peer.sendall(struct.pack(">I", 3) + go()[:-5])
+        elif stage != "silent":
+            peer.sendall(struct.pack(">I", 3) + option(_STARTTLS, b""))
+            assert decided(peer) == _ACK
+        if stage == "half of TLS":
+            # A record of the handshake that is longer than what there is of it.
+            peer.sendall(b"\x16\x03\x01\x02\x00\x01\x00")
+    for peer in peers:
+        with pytest.raises(ConnectionError):
+            receive(peer, 1 << 20)
+        peer.close()
+    settled(rig.pid, before, SLACK)
 
 
 def test_a_client_that_does_not_read(rig: PoolRig) -> None:

@@ -93,7 +93,8 @@ def over_tls() -> dict[str, object]:
     run("nbd-client", "-d", DEVICE)
     return {
         "refused": refused,
-        "listed": (listed.returncode, "v" in listed.stdout.split()),
+        "listing": listed.returncode,
+        "listed": listed.stdout,
         "tls": client["tls"],
         "same": same,
         "complaints": finish(rig),
