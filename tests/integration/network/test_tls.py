@@ -268,6 +268,38 @@ def test_a_wrong_key(keys: Served) -> None:
     assert done.returncode != 0
 
 
+def test_a_certificate_that_was_revoked(tmp_path: Path) -> None:
+    # As docs/network.md says.
+    rig, files = PoolRig(tmp_path / "p"), tmp_path / "tls"
+    rig.cli("tls", "init", str(files), "--host", "127.0.0.1", "--client", "good", "--client", "bad")
+    rig.init("64M")
+    rig.create(SECRET, str(SIZE))
+    (tmp_path / "template").write_text("crl_next_update = 3650\ncrl_number = 1\n")
+    command = ["certtool", "--generate-crl"]
+    command += ["--load-ca-privkey", str(files / "ca-key.pem")]
+    command += ["--load-ca-certificate", str(files / "ca-cert.pem")]
+    command += ["--load-certificate", str(files / "clients/bad/client-cert.pem")]
+    command += ["--template", str(tmp_path / "template"), "--outfile", str(files / "ca-crl.pem")]
+    port = free_port()
+    served = Served(rig, files, files, port)
+    good, bad = (
+        served.uri(f"?tls-certificates={quote(str(files / 'clients' / name))}")
+        for name in ("good", "bad")
+    )
+    where = ("--listen", f"127.0.0.1:{port}", "--tls", str(files))
+    rig.start(*where)
+    try:
+        assert f"{SIZE}\n" in run("nbdinfo", "--size", bad).stdout
+        rig.stop()
+        run(*command)
+        rig.start(*where)
+        read_nothing(bad)
+        assert f"{SIZE}\n" in run("nbdinfo", "--size", good).stdout
+    finally:
+        complaints = rig.dispose()
+    assert complaints == []
+
+
 def test_a_name_without_a_key(keys: Served, tmp_path: Path) -> None:
     key = (keys.files / "keys.psk").read_text().partition(":")[2]
     (tmp_path / "keys.psk").write_text(f"nobody:{key}")
