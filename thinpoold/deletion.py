@@ -54,7 +54,7 @@ class Deletion:
         self._core = core
         self._working = threading.Lock()
         self._stopping = False
-        self.timer = Timer("delete", self._go_on, None)
+        self.timer = Timer("delete", self.go_on, None)
 
     def add(self, dev_id: int) -> None:
         """Note a device that no volume has any more. In a change, with the core's lock held."""
@@ -87,7 +87,8 @@ class Deletion:
         self._core.flush()
         return freed
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
+        """Delete, and commit, what is left of earlier deletions. Raises as `finish`."""
         with self._working:
             for dev_id in self._pending():
                 self._delete(dev_id, leave=True)

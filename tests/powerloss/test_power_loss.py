@@ -1,0 +1,99 @@
+"""Power cuts on the host: at any moment, whatever was not synced may be lost, torn or reordered.
+
+A daemon's writes and syncs are recorded while a client uses it; then its files are put together as
+a power cut at some moment may have left them. Each time the checkers must be silent, what was
+flushed must be there, and the rest must be old or new. In tests/uml a real kernel's power goes.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PoolMaker
+from tests.powerloss.cuts import Cutter, Recording, moments, record
+from tests.powerloss.history import Lost
+from tests.powerloss.recording import Event, What
+from tests.support.pools import PoolRig
+from tests.support.scratch import Scratch
+
+DATA, METADATA = 0, 1
+STEPS = 120
+CUTS = 50
+SLOW_STEPS = 600
+SLOW_CUTS = 600
+
+
+@pytest.fixture
+def place(in_memory: Scratch | None, tmp_path: Path) -> Path:
+    """Where files are put together: thousands of times, so in memory if possible."""
+    return tmp_path if in_memory is None else in_memory.mktemp("c")
+
+
+def test_some_cuts(new_pool: PoolMaker, place: Path, seed: int) -> None:
+    recording = record(new_pool("16M", start=False), place, seed, STEPS)
+    found = moments(recording.events)
+    chosen = random.Random(seed).sample(found, min(CUTS, len(found)))
+    assert Cutter(recording, place / "cut", seed).cut(chosen, 2) > CUTS // 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"discard": "nopassdown"}, {"block_size": "128K"}],
+    ids=lambda options: "-".join(options.values()) or "default",
+)
+def test_many_cuts(new_pool: PoolMaker, place: Path, seed: int, options: dict[str, str]) -> None:
+    recording = record(new_pool("40M", start=False, **options), place, seed, SLOW_STEPS)
+    found = moments(recording.events)
+    chosen = random.Random(seed).sample(found, min(SLOW_CUTS, len(found)))
+    assert Cutter(recording, place / "cut", seed).cut(chosen, 3) > SLOW_CUTS // 4
+
+
+# The rig itself: a daemon that leaves out a sync, as recorded by one that does not.
+
+
+def without_syncs_of_data(event: Event) -> bool:
+    return (event.what, event.file) != (What.SYNC, DATA)
+
+
+def without_syncs_of_metadata(event: Event) -> bool:
+    return (event.what, event.file) != (What.SYNC, METADATA)
+
+
+@pytest.fixture(scope="module")
+def recording(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Recording:
+    rig = PoolRig(tmp_path_factory.mktemp("r") / "p")
+    rig.init("16M")
+    return record(rig, tmp_path_factory.mktemp("l"), 1, STEPS)
+
+
+@pytest.mark.parametrize("kept", [without_syncs_of_data, without_syncs_of_metadata])
+def test_a_sync_that_is_left_out_is_noticed(
+    recording: Recording, place: Path, kept: Callable[[Event], bool]
+) -> None:
+    gone = {event.id for event in recording.events if not kept(event)}
+    events = [event for event in recording.events if event.id not in gone]
+    worse = replace(recording, events=events)
+    with pytest.raises(Lost):
+        Cutter(worse, place / "cut", 1).cut(moments(events), 3)
+
+
+def test_punching_before_the_commit_is_noticed(recording: Recording, place: Path) -> None:
+    events = list(recording.events)
+    # Each hole is punched as early as its blocks' freeing: before the metadata is written.
+    for number, event in enumerate(recording.events):
+        if event.what is What.ZERO:
+            events.remove(event)
+            before = max(
+                at for at in range(number) if recording.events[at].what is What.WRITE_DURABLY
+            )
+            events.insert(events.index(recording.events[before]), event)
+    worse = replace(recording, events=events)
+    with pytest.raises(Lost):
+        Cutter(worse, place / "cut", 1).cut(moments(events), 3)
