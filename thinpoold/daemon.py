@@ -64,9 +64,12 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the program."""
     # Not imported above: the process that becomes nbdkit has no use for the rest of this module.
+    from thinpoold.cli import complete
     from thinpoold.cli.daemon import command
     from thinpoold.cli.run import run
 
+    if "_THINPOOLD_COMPLETE" in os.environ:
+        complete()
     run(command, argv)
 
 

@@ -38,7 +38,7 @@ BEGIN_OF_LINE, END_OF_LINE, TAB = "\x01", "\x05", "\t"
 
 
 class Shell:
-    """A shell that completes `thinpool`."""
+    """A shell that completes `thinpool` and `thinpoold`."""
 
     def __init__(self, name: str, env: Mapping[str, str]) -> None:
         self.name = name
@@ -58,12 +58,12 @@ class Shell:
         self._type(f"{PREPARE[name]}; echo READY-{SUM[name]}\n")
         self._until("READY-2")
 
-    def complete(self, line: str) -> list[str]:
-        """The words of the command line that `line` and Tab make."""
+    def complete(self, line: str, more: str = "") -> list[str]:
+        """The words of the command line that `line` and Tab make, with `more` typed behind."""
         after = f" ; echo END-{SUM[self.name]}\n"
-        self._type(f"{line}{TAB}{BEGIN_OF_LINE}printf '<%s>' {END_OF_LINE}{after}")
+        self._type(f"{line}{TAB}{more}{BEGIN_OF_LINE}printf '<%s>' {END_OF_LINE}{after}")
         said = self._until("END-2")
-        match = re.search(r"<thinpool>.*>\s*$", said)
+        match = re.search(r"<thinpoold?>.*>\s*$", said)
         assert match is not None, said
         return re.findall("<([^>]*)>", match[0])
 

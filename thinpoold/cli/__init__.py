@@ -15,8 +15,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     from thinpoold.cli.run import run
 
     if "_THINPOOL_COMPLETE" in os.environ:
-        # A shell asks what a word may become; click sees to the rest.
-        from thinpoold.cli.shells import register
-
-        register()
+        complete()
     run(thinpool, argv)
+
+
+def complete() -> None:
+    """Get ready: a shell asks what a word may become. click sees to the rest."""
+    from thinpoold.cli.shells import register
+
+    register()

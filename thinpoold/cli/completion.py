@@ -2,7 +2,7 @@
 
 import click
 
-from thinpoold.cli import output
+from thinpoold.cli import daemon, output
 from thinpoold.cli.options import plain_verb
 from thinpoold.cli.shells import SHELLS, script
 
@@ -12,6 +12,8 @@ from thinpoold.cli.shells import SHELLS, script
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Print the script that makes a shell complete commands, options, pools and volumes.
+
+    It is for thinpool and for thinpoold.
 
     It asks the program itself each time, so it need not be made again for a newer one.
 
@@ -23,4 +25,6 @@ def completion(context: click.Context, shell: str) -> None:
 
     Exit status: 0 printed; 1 it could not be printed.
     """
-    output.emit(script(shell, context.find_root().command, "thinpool").rstrip("\n"))
+    programs = {"thinpool": context.find_root().command, "thinpoold": daemon.command}
+    for name, command in programs.items():
+        output.emit(script(shell, command, name).rstrip("\n"))

@@ -1,4 +1,5 @@
-"""Completion in bash, zsh and fish: click's own, but for bash, where names need more care.
+"""Completion in bash, zsh and fish: click's own, but for a `KEY=` in zsh, behind which no blank
+belongs, and for bash, where names need more care.
 
 bash takes the line apart at `:` and `=` and puts in what it is given as it is, while a volume may
 be called `db:1` or `my disk`. So here the line comes whole, is taken apart as the shell will do it,
@@ -13,13 +14,13 @@ from click.shell_completion import (
     BashComplete,
     CompletionItem,
     ShellComplete,
+    ZshComplete,
     add_completion_class,
     get_completion_class,
     split_arg_string,
 )
 
 SHELLS = ("bash", "zsh", "fish")
-VARIABLE = "_THINPOOL_COMPLETE"
 
 _BASH = r"""%(complete_func)s() {
     local response kind value
@@ -84,6 +85,22 @@ class CarefulBash(BashComplete):
         self._cut = len(re.sub(r"\\(.)", r"\1", kept))
 
 
+class ZshWithoutBlank(ZshComplete):
+    """Leaves the cursor behind a word that ends in `=`."""
+
+    source_template: ClassVar[str] = ZshComplete.source_template.replace(
+        'elif [[ "$type" == "dir" ]]',
+        'elif [[ "$type" == "part" ]]; then\n'
+        "            compadd -U -S '' -V unsorted -- \"$key\"\n"
+        '        elif [[ "$type" == "dir" ]]',
+    )
+
+    def format_completion(self, item: CompletionItem[str]) -> str:
+        if item.type == "plain" and item.value.endswith("="):
+            return f"part\n{item.value}\n_"
+        return super().format_completion(item)
+
+
 def raw_word(text: str) -> str:
     """Return the last word of a command line as it was typed, quotes and backslashes and all."""
     match = re.search(r"""(?:\\.|'[^']*(?:'|$)|"(?:\\.|[^"\\])*(?:"|$)|[^\s\\'"])*\\?$""", text)
@@ -91,8 +108,14 @@ def raw_word(text: str) -> str:
 
 
 def register() -> None:
-    """Let click use the class above."""
+    """Let click use the classes above."""
     add_completion_class(CarefulBash)
+    add_completion_class(ZshWithoutBlank)
+
+
+def variable(name: str) -> str:
+    """Return the variable by which a shell asks the program `name`."""
+    return f"_{name.upper()}_COMPLETE"
 
 
 def script(shell: str, command: Any, name: str) -> str:
@@ -100,4 +123,4 @@ def script(shell: str, command: Any, name: str) -> str:
     register()
     kind: type[ShellComplete] | None = get_completion_class(shell)
     assert kind is not None
-    return kind(command, {}, name, VARIABLE).source()
+    return kind(command, {}, name, variable(name)).source()

@@ -60,6 +60,22 @@ def test_tab(shell: Shell, line: str, words: list[str]) -> None:
     assert shell.complete(line) == ["thinpool", *words]
 
 
+def test_the_daemon_s_own_options(shell: Shell) -> None:
+    assert shell.complete("thinpoold --foreg") == ["thinpoold", "--foreground"]
+    assert shell.complete("thinpoold --listen un") == ["thinpoold", "--listen", "unix"]
+
+
+def test_no_blank_between_a_key_and_its_value(filled: PoolRig) -> None:
+    for name in ("bash", "zsh"):
+        if name == "bash" or shutil.which(name) is not None:
+            with Shell(name, filled.env) as shell:
+                assert shell.complete("thinpool set low", "5%") == [
+                    "thinpool",
+                    "set",
+                    "low-water=5%",
+                ]
+
+
 def test_a_volume_of_the_pool_that_the_line_names(
     shell: Shell, filled: PoolRig, tmp_path: Path
 ) -> None:
