@@ -36,6 +36,7 @@ from thinmeta.errors import (
     ThinMetaError,
 )
 from thinmeta.thin import Run, ThinMetadata
+from thinpoold.ahead import Taken
 from thinpoold.committer import INTERVAL_SECONDS, Committer, Timer
 from thinpoold.device import DataDevice
 from thinpoold.errors import ThinPoolError
@@ -287,19 +288,38 @@ class Core:
 
     # --- data blocks ----------------------------------------------------------------------------
 
-    def reserve(self, volume: bytes, count: int) -> tuple[int, int]:
-        """Take up to `count` consecutive data blocks for a volume: (first, how many). Lock held.
+    def reserve(self, volume: Volume, count: int) -> Taken:
+        """Take up to `count` consecutive data blocks for a volume. Lock held.
 
         Raises `NoDataSpace`, `Stopped`.
         """
+        taken = volume.ahead.take(count)
+        if taken is None:
+            try:
+                self._fill_ahead(volume, count)
+            except NoDataSpace:
+                if not self.give_back_ahead():
+                    raise
+                self._fill_ahead(volume, count)
+            taken = volume.ahead.take(count)
+            assert taken is not None
+        return taken
+
+    def _fill_ahead(self, volume: Volume, count: int) -> None:
+        free = self.metadata.data_free
+        count = volume.ahead.wanted(count, free)
         if self.reservations:
-            room = self.metadata.data_free - self.reservations.owed(but_for=volume)
+            room = free - self.reservations.owed(but_for=volume.uuid)
             if room <= 0:
                 raise NoDataSpace("what is free is reserved for other volumes")
             count = min(count, room)
-        taken = self.metadata.reserve(count)
+        volume.ahead.fill(*self.metadata.reserve(count))
         self._watch_low_water()
-        return taken
+
+    def give_back_ahead(self) -> bool:
+        """Give back what volumes have reserved ahead; whether that was anything. Lock held."""
+        given = [one.ahead.give_back(self.metadata) for one in self.volumes.values()]
+        return any(given)
 
     def unreserve(self, begin: int, count: int) -> None:
         """Give reserved blocks back that were not inserted."""

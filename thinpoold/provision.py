@@ -15,10 +15,10 @@ Thread-safety: called inside the volume's gate, from any thread, with no cell he
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from thinmeta.thin import Run
+from thinpoold import ahead
 from thinpoold.core import Core
 from thinpoold.device import ZEROES, Buffer
 from thinpoold.modes import Mode
@@ -32,12 +32,14 @@ MAX_RUN_BYTES = 16 << 20
 _SMALL = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
 class Payload:
     """What a request writes: `count` bytes of `data`, or of zeroes where that is None."""
 
-    data: memoryview | None
-    count: int
+    __slots__ = ("count", "data")
+
+    def __init__(self, data: memoryview | None, count: int) -> None:
+        self.data = data
+        self.count = count
 
     def after(self, done: int) -> Payload:
         """What is left when the first `done` bytes are written."""
@@ -80,15 +82,15 @@ def write(volume: Volume, payload: Payload, offset: int, *, keep_holes: bool = F
                     stop = olds[0].begin if olds else last
                     return min(payload.count, stop * size - offset)
                 last = olds[0].begin + olds[0].length
-            data, blocks = core.reserve(volume.uuid, last - first)
-        target = _Target(first, data, blocks, olds)
+            data, blocks, run = core.reserve(volume, last - first)
+        target = _Target(first, data, blocks, run, olds)
         count = min(payload.count, (first + blocks) * size - offset)
-        if payload.data is not None:
-            # What is written around it, too; its own bytes were charged when it came.
-            volume.account.credit[0] -= blocks * size - count
         inserting = False
         try:
-            _fill(core, target, payload, offset - first * size, count)
+            written = _fill(core, target, payload, offset - first * size, count)
+            if payload.data is not None:
+                # The request's own bytes were charged when it came.
+                volume.account.credit[0] -= written - count
             with core.changing():
                 # From here on the reserved blocks are the transaction's.
                 inserting = True
@@ -122,13 +124,13 @@ def survey(volume: Volume, first: int, last: int) -> tuple[list[Run], int]:
     return olds, last
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
+class _Target(NamedTuple):
     """Reserved data blocks from `data` on for virtual blocks from `first` on."""
 
     first: int
     data: int
     blocks: int
+    run: ahead.Run
     olds: list[Run]
 
     def old(self, block: int) -> int | None:
@@ -139,8 +141,11 @@ class _Target:
         return None
 
 
-def _fill(core: Core, target: _Target, payload: Payload, within: int, count: int) -> None:
-    """Write `count` bytes of payload from `within` on, and around them what must be there."""
+def _fill(core: Core, target: _Target, payload: Payload, within: int, count: int) -> int:
+    """Write `count` bytes of payload from `within` on, and around them what must be there.
+
+    Returns how many bytes were written in all.
+    """
     device, size = core.device, core.block_size
     begin = target.data * size
     end = begin + target.blocks * size
@@ -150,7 +155,7 @@ def _fill(core: Core, target: _Target, payload: Payload, within: int, count: int
     zeroes = (
         payload.data is None or (start > begin and first is None) or (stop < end and last is None)
     )
-    hole = zeroes and device.is_zero(begin, end - begin)
+    hole = zeroes and _is_zero(core, target)
     pieces: list[tuple[int, Buffer]] = []
     if start > begin:
         _edge(core, first, 0, begin, start - begin, hole, pieces)
@@ -162,7 +167,15 @@ def _fill(core: Core, target: _Target, payload: Payload, within: int, count: int
             device.zero(start, count)
     if stop < end:
         _edge(core, last, size - (end - stop), stop, end - stop, hole, pieces)
-    _write_pieces(core, pieces)
+    return _write_pieces(core, pieces)
+
+
+def _is_zero(core: Core, target: _Target) -> bool:
+    """Whether the target's data blocks are known to read as zero."""
+    run, size = target.run, core.block_size
+    if run.zero is None:
+        run.zero = core.device.is_zero(run.begin * size, (run.end - run.begin) * size)
+    return run.zero or core.device.is_zero(target.data * size, target.blocks * size)
 
 
 def _edge(
@@ -194,8 +207,9 @@ def _edge(
             pieces.append((at, ZEROES[:count]))
 
 
-def _write_pieces(core: Core, pieces: list[tuple[int, Buffer]]) -> None:
-    """Write pieces, ascending, with one system call for those that adjoin."""
+def _write_pieces(core: Core, pieces: list[tuple[int, Buffer]]) -> int:
+    """Write pieces, ascending, with one system call for those that adjoin; how many bytes."""
+    written = 0
     while pieces:
         begin = end = pieces[0][0]
         parts: list[Buffer] = []
@@ -204,6 +218,8 @@ def _write_pieces(core: Core, pieces: list[tuple[int, Buffer]]) -> None:
             parts.append(part)
             end += len(part)
         core.device.write_all(parts, begin)
+        written += end - begin
+    return written
 
 
 def _insert(volume: Volume, target: _Target) -> None:

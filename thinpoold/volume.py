@@ -23,6 +23,7 @@ from typing import Protocol
 
 from thinmeta.errors import NoDataSpace, ThinMetaError
 from thinpoold import provision
+from thinpoold.ahead import Ahead
 from thinpoold.cells import Cells
 from thinpoold.core import Core, TransactionBroken
 from thinpoold.device import ZEROES
@@ -56,6 +57,7 @@ class Volume:
         self.fast = FastVolume(core.fastpath) if core.fastpath is not None else None
         self.gate = Gate(self.fast)
         self.cells = Cells()
+        self.ahead = Ahead()
         self.clients = 0
         self.limiter: Limiter | None = None
         self.account = core.device.writeout.account()
@@ -101,6 +103,7 @@ class Volume:
     def close(self) -> None:
         """Give the table back: there are no requests any more. The metadata lock is held."""
         self.withdraw()
+        self.ahead.give_back(self.core.metadata)
         self.table.close()
 
     def offer(self) -> None:

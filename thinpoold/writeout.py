@@ -1,19 +1,22 @@
 """Bounded write-out: what the page cache holds unwritten of the data device, and who must wait.
 
 Left to the kernel, a fifth of the machine's memory is unwritten before anybody slows down, and the
-next flush takes as long as that takes. Here a thread writes it out a window at a time, and a volume
-that has more than its share unwritten waits until a window is done.
+next flush takes as long as that takes. Here a thread begins to write at half of a bound, and a
+volume that has more than its share of it unwritten waits until that is done.
 
     write .. write .. credit used up -> renew: charge the volume -> over the bound, and its share?
                                                   wait : new credit
-    charges of a window -> the thread writes it out and waits for the disk -> taken off again
+    half the bound is charged -> the thread writes it out and waits for the disk -> taken off again
+
+The bound is what the disk writes in a second, as it did of late: so long a flush after a flood may
+take. It begins with `FIRST_BYTES`, and stays between `LEAST_BYTES` and `MOST_BYTES`.
 
 Volumes write on credit, so that a write costs one subtraction and whoever writes without Python
 needs nothing but the address of a counter. A credit counts as written when it is given.
 
 Invariants
 
-1. About `LIMIT_BYTES` are unwritten at most, one `GRANT_BYTES` more for each volume, and for each
+1. About the bound is unwritten at most, one `GRANT_BYTES` more for each volume, and for each
    volume that starts while others are over the bound no more than an equal share. It is not exact:
    a page written twice counts twice.
 2. A volume with less than an equal share of the bound never waits.
@@ -32,18 +35,24 @@ import threading
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Final
 
 from thinpoold.committer import Timer
 
-LIMIT_BYTES: Final = 256 << 20
-"""What a disk of 250 MB/s writes in a second: so long a flush after a flood may take."""
-
-WINDOW_BYTES: Final = 16 << 20
-"""Writing begins with so much. Enough for a disk to write in sequence, and little to wait behind
-for a read: measured, a window four times as large made the slowest reads three times as slow."""
+FIRST_BYTES: Final = 256 << 20
+LEAST_BYTES: Final = 64 << 20
+MOST_BYTES: Final = 1 << 30
 
 GRANT_BYTES: Final = 4 << 20
+
+_SECONDS: Final = 1.0
+
+# So much of the file is written, and waited for, at a time: enough for a disk to write in sequence,
+# and little to wait behind for a read. With 64 MiB the slowest reads took three times as long.
+_STRETCH: Final = 16 << 20
+# But a large file, which is mostly clean, is not gone through in more steps than this.
+_STEPS: Final = 4096
 
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
@@ -86,6 +95,7 @@ class WriteOut:
         self._accounts: set[Account] = set()
         self._unwritten = 0
         self._pending = 0
+        self.limit_bytes = FIRST_BYTES
         self._timer = Timer("write-out", self._write_window, None)
 
     @property
@@ -128,7 +138,7 @@ class WriteOut:
             self._unwritten += amount
             self._pending += amount
             self._accounts.add(account)
-            if self._pending >= WINDOW_BYTES:
+            if self._pending >= self.limit_bytes // 2:
                 self._timer.kick()
 
     @contextmanager
@@ -152,14 +162,27 @@ class WriteOut:
                 self._changed.notify_all()
 
     def _over_share(self, account: Account) -> bool:
-        if self._unwritten < LIMIT_BYTES or not self._timer.running:
+        if self._unwritten < self.limit_bytes or not self._timer.running:
             return False
-        return account.unwritten >= LIMIT_BYTES // len(self._accounts)
+        return account.unwritten >= self.limit_bytes // len(self._accounts)
 
     def _write_window(self) -> None:
         """Write out what is charged, all that the page cache holds, and wait for it."""
         with self._changed:
-            if not self._pending:
-                return
+            amount = self._pending
+        if not amount:
+            return
+        began = monotonic()
         with self.writing():
-            _sync_file_range(self._fd, 0, 0, _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT_AFTER)
+            _write_file(self._fd)
+        rate = amount / max(monotonic() - began, 1e-6)
+        limit = (self.limit_bytes + int(rate * _SECONDS)) // 2
+        self.limit_bytes = max(LEAST_BYTES, min(limit, MOST_BYTES))
+
+
+def _write_file(fd: int) -> None:
+    """Write what the page cache holds of a file, a stretch at a time, and wait for each."""
+    size = os.lseek(fd, 0, os.SEEK_END)
+    stretch = max(_STRETCH, size // _STEPS)
+    for offset in range(0, size, stretch):
+        _sync_file_range(fd, offset, stretch, _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT_AFTER)

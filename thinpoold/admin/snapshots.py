@@ -101,6 +101,8 @@ def _now_shared(pool: Pool, origin: VolumeRecord) -> None:
 def _check_reservations(pool: Pool, origins: Sequence[VolumeRecord]) -> None:
     reservations = pool.core.reservations
     wanted = sum(reservations.wanted(uuid) for uuid in {origin.uuid for origin in origins})
+    if wanted:
+        pool.core.give_back_ahead()
     if wanted and wanted + reservations.owed() > pool.metadata.data_free:
         raise NoSpace(
             "too little is free to keep the reservation once everything is shared: grow the pool, "

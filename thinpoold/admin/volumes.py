@@ -29,6 +29,8 @@ def create(pool: Pool, name: str, size: int, read_only: bool = False, reserve: i
     blocks = -(-reserve // core.block_size)
     with pool.changing():
         pool.registry.check_free(name)
+        if blocks:
+            core.give_back_ahead()
         free = max(0, pool.metadata.data_free - core.reservations.owed())
         if blocks > free:
             raise NoSpace(

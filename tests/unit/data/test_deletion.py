@@ -44,7 +44,7 @@ def full(rig: Rig, name: str) -> Volume:
     at = 0
     with rig.pool.core.changing():
         while at < BLOCKS:
-            begin, got = rig.pool.core.reserve(volume.uuid, BLOCKS - at)
+            begin, got = rig.pool.metadata.reserve(BLOCKS - at)
             rig.pool.metadata.insert(volume.dev_id, at, begin, got)
             at += got
     rig.pool.commit()
