@@ -111,8 +111,10 @@ def test_another_volume_does_not_wait_for_a_flood(out: WriteOut, disk: Disk) -> 
 
 def test_a_flush_lets_those_who_wait_go_on(out: WriteOut, disk: Disk) -> None:
     one = out.account()
+    write(one, HALF)
+    spin(lambda: disk.begun == 1)
     with threads() as pool:
-        flood = pool.submit(write, one, LIMIT_BYTES + HALF // 2)
+        flood = pool.submit(write, one, HALF + HALF // 2)
         spin(lambda: len(out._changed._waiters) == 1)  # type: ignore[attr-defined]
         with out.writing():
             pass
