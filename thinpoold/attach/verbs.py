@@ -174,16 +174,40 @@ def start_keeper(order: Order, device: NbdDevice) -> Attachment:
     return Attachment(**{**values, "clients": tuple(values["clients"])})
 
 
-def refresh(paths: PoolPaths, attachment: Attachment) -> int:
+def refresh(paths: PoolPaths, attachment: Attachment) -> tuple[Attachment, int]:
     """Connect an attached volume anew, so that the kernel learns its size; return that in bytes.
 
-    Nothing needs to be unmounted: I/O waits for a moment. Raises ThinPoolError.
+    An nbd device need not be unmounted: I/O waits for a moment. FUSE's file keeps its size, so it
+    is made again, while nobody uses it, and may be another device then. Raises ThinPoolError.
     """
-    device = attachment.block_device
-    if attachment.kind != records.NBD or device is None:
-        raise AttachRefused(
-            f"{attachment.device} cannot learn a new size: detach it, and attach it again"
+    if attachment.kind == records.FUSE:
+        return _serve_anew(paths, attachment)
+    return attachment, _connect_anew(paths, attachment)
+
+
+def _serve_anew(paths: PoolPaths, attachment: Attachment) -> tuple[Attachment, int]:
+    place = ask_for_volume(str(paths.control_socket), attachment)
+    with records.locked():
+        who = users(attachment)
+        if who:
+            raise AttachRefused(
+                f"{attachment.device} is {who[0]}, and learns no new size meanwhile: "
+                f"{_remedy(who[0])}"
+            )
+        fuse.detach(attachment)
+        found = fuse.attach(
+            pool=attachment.pool,
+            volume=place["name"],
+            uuid=attachment.uuid,
+            uri=place["uri"],
+            read_only=attachment.read_only,
+            patience=attachment.patience,
         )
+    return found, int(place["size"])
+
+
+def _connect_anew(paths: PoolPaths, attachment: Attachment) -> int:
+    device = NbdDevice(Path(attachment.device).name)
     require_kernel()
     _, uri = look_up_uuid(paths, attachment)
     server, _ = parse_uri(uri)

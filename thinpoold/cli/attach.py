@@ -75,7 +75,8 @@ def attach(
     needs to be unmounted.
 
     --user works without root: it prints a loop device where this user may make one, and otherwise
-    a file that reads and writes as the volume.
+    a file that reads and writes as the volume. --refresh makes that anew, and prints it again;
+    nobody may use it meanwhile.
 
     \b
     Examples:
@@ -91,7 +92,7 @@ def attach(
         _no_others(context)
         attachment = verbs.find(paths, volume)
         with Progress(f"connecting {attachment.device} anew"):
-            size = verbs.refresh(paths, attachment)
+            attachment, size = verbs.refresh(paths, attachment)
         _tell(attachment, as_json, size=size)
         return
     if user and device is not None:

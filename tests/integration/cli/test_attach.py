@@ -107,6 +107,27 @@ def test_writes_wait_for_a_daemon_that_is_started_again(attached: PoolRig) -> No
 
 
 @needs_fuse
+def test_a_user_s_device_learns_a_new_size_while_nobody_uses_it(attached: PoolRig) -> None:
+    path = device(attached)
+    attached.cli("resize", "v", "48M")
+    with open(path, "rb") as opened, subprocess.Popen(["sleep", "1000"], stdin=opened) as user:
+        opened.close()
+        try:
+            refused(attached, "attach", "v", "--refresh", says="and learns no new size meanwhile")
+        finally:
+            user.kill()
+    attached.cli("rename", "v", "w")
+    answer = attached.json("attach", "w", "--refresh")
+    try:
+        assert (answer["volume"], answer["size"]) == ("w", 48 << 20)
+        assert answer["device"] == device(attached)
+        with open(device(attached), "rb") as opened:
+            assert opened.seek(0, os.SEEK_END) == 48 << 20
+    finally:
+        attached.cli("rename", "w", "v")
+
+
+@needs_fuse
 def test_an_attached_volume_is_not_taken_away_while_the_daemon_is_stopped(
     attached: PoolRig,
 ) -> None:
