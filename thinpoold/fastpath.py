@@ -69,7 +69,9 @@ def place(script: Path) -> Path:
 
 def how_to_build(script: Path) -> str:
     """Return the command that builds it."""
-    return f"make -C {place(script).parent.parent}"
+    # The files may be no newer than what it was built for.
+    again = "-B " if place(script).exists() else ""
+    return f"make {again}-C {place(script).parent.parent}"
 
 
 def check(path: Path, nbdkit: str) -> None:

@@ -8,6 +8,8 @@ from tests.support.client import FUA, NO_HOLE, NbdError
 from tests.support.pools import PoolRig
 from tests.support.tools import PATIENCE
 
+pytestmark = pytest.mark.both_ways
+
 BLOCK = 65536
 
 

@@ -74,6 +74,7 @@ def check(pool: PoolRig, names: tuple[str, ...], directory: Path) -> None:
     assert disagreements(pool) == []
 
 
+@pytest.mark.both_ways
 def test_volume_and_its_snapshot_at_once(pool: PoolRig, tmp_path: Path) -> None:
     """The snapshot shares what a first run wrote: both break that sharing in each other's way."""
     pool.create("vol", "64M")

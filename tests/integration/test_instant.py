@@ -4,8 +4,12 @@ import struct
 import threading
 from collections.abc import Callable
 
+import pytest
+
 from tests.support.client import NbdClient
 from tests.support.pools import PoolRig
+
+pytestmark = pytest.mark.both_ways
 
 BLOCK = 65536
 WIDE = 3 * BLOCK

@@ -53,6 +53,7 @@ def test_512_bytes_into_a_recycled_block(soiled: PoolRig) -> None:
         assert client.read_all() == expected
 
 
+@pytest.mark.both_ways
 def test_every_other_way_a_block_comes_in(soiled: PoolRig) -> None:
     soiled.create("vol", 100 * BLOCK)
     expected = bytearray(100 * BLOCK)

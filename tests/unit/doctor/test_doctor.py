@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.doctor.machines import machine
-from thinpoold import fallocate
+from thinpoold import daemon, fallocate, fastpath
 from thinpoold.doctor import filesystem, kernel, limits, programs
 from thinpoold.doctor.examination import can_serve, examine
 from thinpoold.doctor.finding import Finding
@@ -75,6 +75,27 @@ def test_libraries_that_do_not_load_inside_nbdkit(tmp_path: Path) -> None:
     assert found.found == "ModuleNotFoundError: No module named 'lmdb'"
     assert "pip install" in found.remedy
     assert not can_serve(findings)
+
+
+def test_the_fast_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "plugins" / "thinpool.py"
+    monkeypatch.setattr(daemon, "find_plugin", lambda: script)
+    there = machine(tmp_path, {"nbdkit": nbdkit()})
+    [finding] = programs.fast_path(there)
+    assert "was not built" in finding.found
+    assert finding.remedy == f"make -C {script.parent / 'fastpath'}"
+    built = fastpath.place(script)
+    built.parent.mkdir(parents=True)
+    words = f"thinpoold-fastpath interface={fastpath.INTERFACE} nbdkit=%s;"
+    built.write_text(words % "1.30.1")
+    [finding] = programs.fast_path(there)
+    assert "was built for nbdkit 1.30.1, and this is 1.32.5" in finding.found
+    assert finding.remedy == f"make -B -C {script.parent / 'fastpath'}"
+    built.write_text(words % "1.32.5")
+    [finding] = programs.fast_path(there)
+    assert (finding.ok, finding.remedy) == (True, "")
+    (tmp_path / "without").mkdir()
+    assert list(programs.fast_path(machine(tmp_path / "without"))) == []
 
 
 def test_a_program_that_cannot_be_run(tmp_path: Path) -> None:
