@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import metadata, report, residency, results, sections
-from .ours import Thinpoold
+from .ours import PythonAlone, Thinpoold
 from .pieces import MIB
 from .rounds import Peers, Runner, say, told
 
@@ -146,7 +146,7 @@ def measure_growth(into: results.Results, scratch: Path, options: argparse.Names
 
         def case(gib: int = gib, run: int = run, work: bool = work) -> None:
             mappings = gib * metadata.MAPPINGS_PER_GIB
-            path, times = scratch / f"{gib}-{run}.lmdb", 3 if options.quick else 7
+            path, times = scratch / f"{gib}-{run}.lmdb", 3 if options.quick else 5
             into.growth.append(metadata.grown(path, mappings, run, times, work=work))
 
         yield f"{GROWTH}: {gib:,} GiB mapped" + (f" in runs of {run}" if run else ""), case
@@ -154,16 +154,14 @@ def measure_growth(into: results.Results, scratch: Path, options: argparse.Names
 
 def measure_memory(into: results.Results, scratch: Path, options: argparse.Namespace) -> Cases:
     mappings = metadata.MAPPINGS_PER_GIB * (16 if options.quick else 1024)
-    kinds: list[type[Thinpoold]] = [residency.Large]
-    if sections.filter_can_be_left_out():
-        kinds.append(residency.LargePythonAlone)
-    for number, kind in enumerate(kinds):
+    kinds = [Thinpoold, *([PythonAlone] if sections.filter_can_be_left_out() else [])]
 
-        def case(number: int = number, kind: type[Thinpoold] = kind) -> None:
-            folder = scratch / f"memory{number}"
-            into.residency.append(residency.measure(kind, folder, mappings, options.seconds))
+    def case() -> None:
+        large = residency.Large(scratch / "memory", mappings)
+        for kind in kinds:
+            into.residency.append(large.measure(kind, options.seconds))
 
-        yield f"{MEMORY}: {kind.name}", case
+    yield f"{MEMORY}: {mappings // metadata.MAPPINGS_PER_GIB:,} GiB mapped", case
 
 
 @contextlib.contextmanager

@@ -42,11 +42,12 @@ def to_markdown(results: Results) -> str:
 def _machine(results: Results) -> str:
     facts, options = results.machine, results.options
     path = "with its C filter" if results.fastpath else "without a C filter"
+    ran = f" thinpoold ran {path}." if results.fastpath is not None else ""
     return (
         f"Measured on {facts['cores']} cores ({facts['processor']}), {facts['memory']} of memory, "
         f"Linux {facts['kernel']}, Python {facts['python']}, nbdkit {facts['nbdkit']}, "
         f"qemu-nbd {facts['qemu-nbd']}, fio {facts['fio']}; the load when it began was "
-        f"{facts['load before']}. thinpoold ran {path}. Mapped volumes have "
+        f"{facts['load before']}.{ran} Mapped volumes have "
         f"{options['mapped_mib']} MiB; each piece of work took {options['seconds']:g} s, or "
         "as long as its amount takes."
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from thinpoold.pool import DEFAULT_CACHE_BYTES, Pool
 
 from . import fio, metadata
-from .ours import PythonAlone, Thinpoold
+from .ours import Thinpoold
 
 VOLUME = "large"
 STRIDE = 8 << 20  # bytes: reads so far apart still meet every leaf of the mapping tree
@@ -35,31 +35,33 @@ class Residency:
 
 
 class Large(Thinpoold):
+    """A pool whose daemon is started again with other options."""
+
     pool_size = "1100G"
 
+    def __init__(self, directory: Path, mappings: int) -> None:
+        super().__init__(directory)
+        self.mappings = mappings
+        self.size = mappings * metadata.BLOCK_SECTORS * 512
+        self.thinpool("create", VOLUME, str(self.size))
+        self.thinpool("stop")
+        metadata.alone(fill, self.pool, mappings)
 
-class LargePythonAlone(PythonAlone):
-    pool_size = "1100G"
-
-
-def measure(kind: type[Thinpoold], directory: Path, mappings: int, seconds: float) -> Residency:
-    """Makes a pool with one volume, wholly mapped, in random runs; starts it, and works on it."""
-    peer = kind(directory)
-    try:
-        size = mappings * metadata.BLOCK_SECTORS * 512
-        peer.thinpool("create", VOLUME, str(size))
-        peer.thinpool("stop")
-        metadata.alone(fill, peer.pool, mappings)
-        peer.start()
-        idle, uri = peer.memory(), peer.uri(VOLUME)
-        sweep = fio.Job(uri, f"read:{STRIDE - 4096}", 4096, 16, size, amount=size // STRIDE * 4096)
-        fio.run([sweep], seconds=60, seed=1, scratch=directory)
-        for pattern in ("randread", "randwrite"):
-            job = fio.Job(uri, pattern, 4096, 16, size)
-            fio.run([job], seconds=seconds, seed=1, scratch=directory)
-        return Residency(kind.name, mappings, idle, peer.memory())
-    finally:
-        peer.close()
+    def measure(self, kind: type[Thinpoold], seconds: float) -> Residency:
+        """Starts the daemon as `kind` does, works on the volume, and stops it."""
+        self.options = kind.options
+        self.start()
+        try:
+            idle, uri = self.memory(), self.uri(VOLUME)
+            far = f"read:{STRIDE - 4096}"
+            sweep = fio.Job(uri, far, 4096, 16, self.size, amount=self.size // STRIDE * 4096)
+            fio.run([sweep], seconds=60, seed=1, scratch=self.directory)
+            for pattern in ("randread", "randwrite"):
+                job = fio.Job(uri, pattern, 4096, 16, self.size)
+                fio.run([job], seconds=seconds, seed=1, scratch=self.directory)
+            return Residency(kind.name, self.mappings, idle, self.memory())
+        finally:
+            self.close()
 
 
 def fill(directory: Path, mappings: int) -> None:

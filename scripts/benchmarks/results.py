@@ -19,11 +19,12 @@ from .rounds import Measured, Row
 
 @dataclasses.dataclass
 class Results:
-    """`fastpath` says whether thinpoold had its filter; `options`, how the run was asked for."""
+    """`fastpath` says whether thinpoold had its filter, None if no table needed it; `options`, how
+    the run was asked for."""
 
     machine: dict[str, str]
     options: dict[str, Any]
-    fastpath: bool = False
+    fastpath: bool | None = None
     sections: list[Measured] = dataclasses.field(default_factory=list)
     inserts: list[Inserts] = dataclasses.field(default_factory=list)
     growth: list[Grown] = dataclasses.field(default_factory=list)

@@ -161,7 +161,7 @@ def table(*, quick: bool) -> list[Section]:
             LEVELS,
             "Reads through snapshots",
             [ReadLevels(levels) for levels in ((0, 10) if quick else LEVEL_COUNTS)],
-            (OURS, PYTHON, INTERNAL, OVERLAY),
+            (OURS, INTERNAL, OVERLAY),
             ((OURS, INTERNAL), (OURS, OVERLAY)),
         ),
         Section(

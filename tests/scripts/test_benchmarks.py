@@ -24,7 +24,7 @@ from scripts.benchmarks import (
     rounds,
     sections,
 )
-from scripts.benchmarks.ours import Thinpoold
+from scripts.benchmarks.ours import OwnCache, PythonAlone, Thinpoold
 from scripts.benchmarks.peers import (
     FilePlugin,
     ImagePeer,
@@ -292,6 +292,8 @@ def own_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 KINDS: list[type[Peer]] = [
     Thinpoold,
+    PythonAlone,
+    OwnCache,
     FilePlugin,
     PythonNoop,
     QemuNbd,
@@ -363,5 +365,8 @@ def test_a_large_volume_is_measured_in_parts(tmp_path: Path, run: int) -> None:
 
 def test_the_memory_of_a_daemon_in_use_is_measured(tmp_path: Path) -> None:
     mappings = metadata.MAPPINGS_PER_GIB // 4
-    case = residency.measure(residency.Large, tmp_path / "peer", mappings, 0.05)
-    assert case.used > case.idle > 1 << 20
+    large = residency.Large(tmp_path / "peer", mappings)
+    for kind in (Thinpoold, PythonAlone):
+        case = large.measure(kind, 0.05)
+        assert case.server == kind.name
+        assert case.used > case.idle > 1 << 20
