@@ -136,6 +136,10 @@ def _sockets() -> Iterator[list[socket.socket]]:
 
 def _copy(fd: int) -> socket.socket | None:
     try:
+        # Asked before it is duplicated: who closes any descriptor of a file loses all POSIX locks
+        # on it, and LMDB's tell other processes that this one's readers are alive.
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return None
         own = os.dup(fd)
     except OSError:
         return None

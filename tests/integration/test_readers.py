@@ -4,6 +4,8 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import lmdb
+
 from tests.conftest import PoolMaker
 from tests.crash import verbs
 from tests.crash.load import Load
@@ -51,3 +53,17 @@ def test_a_reader_holds_nothing_up(pool: PoolRig) -> None:
                     client.flush()
             client.trim(0, 64 << 20, 1)
             assert looking.result() == []
+
+
+def test_the_daemon_counts_as_alive_for_the_readers_beside_it(new_pool: PoolMaker) -> None:
+    """Else a command that opens the metadata would clear the daemon's own readers away."""
+    pool = new_pool()
+    for _ in range(3):
+        pool.status()
+        assert pool.check() == []
+        store = lmdb.open(str(pool.directory / "metadata.lmdb"), subdir=False, readonly=True)
+        try:
+            assert store.reader_check() == 0
+            assert str(pool.pid) in store.readers()
+        finally:
+            store.close()

@@ -1,5 +1,6 @@
 """The connections of a server in this very process: who ended, who is hung up on."""
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -137,3 +138,18 @@ def test_connections_of_one_process_alone_are_hung_up_on(server: socket.socket) 
             assert other.wait() == 0
         mine.send(b"x")
         assert my_peer.recv(1) == b"x"
+
+
+def test_locks_on_files_are_kept(tmp_path: Path) -> None:
+    """LMDB's lock file is one; whoever closes a duplicate of its descriptor would lose the lock."""
+    held = tmp_path / "lock"
+    probe = (
+        "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    )
+    command = [sys.executable, "-c", probe, str(held)]
+    with held.open("w+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        clients.listening()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "BlockingIOError" in done.stderr
+    subprocess.run(command, check=True)
