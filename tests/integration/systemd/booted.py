@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path("/mnt/root")
+# Where units see nothing, and scripts/install-systemd refuses to let them look for programs.
+HOMES = ("/home/", "/root/", "/run/user/")
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWPID = 0x20000000
 _SPARE = "nbd+unix:///a?socket=/run/thinpoold/spare/nbd.sock"
@@ -92,6 +94,8 @@ def look_around() -> None:
     try:
         _mounted(report)
         _activated(report)
+        if not f"{Path.cwd()}/".startswith(HOMES):
+            _installed(report)
     except BaseException:
         report["error"] = traceback.format_exc()
     report["journal"] = _run("journalctl", "--no-pager", "-o", "cat", "-u", "thinpool*")
@@ -152,6 +156,20 @@ def _activated(report: dict[str, Any]) -> None:
         report[name] = _facts(unit)
     _run("systemctl", "stop", "thinpoold@spare.socket")
     report["stopped"] = _facts(unit)
+
+
+def _installed(report: dict[str, Any]) -> None:
+    """Units are put right, and not taken away, under the systemd that runs them."""
+    script = str(Path.cwd() / "scripts/install-systemd")
+    words = (script, "--bindir", str(Path(sys.executable).parent))
+    target = Path("/usr/local/lib/systemd/system/thinpoold.target")
+    target.write_text("[Unit]\nDescription=spoilt\n")
+    report["mended"] = _run(*words).split()
+    # As systemd has it now, and not only the file.
+    report["description"] = _show(target.name, "Description")
+    report["again"] = _run(*words)
+    done = subprocess.run([script, "--remove"], capture_output=True, text=True, check=False)
+    report["kept"] = (done.returncode, done.stderr, target.exists())
 
 
 def _facts(unit: str) -> dict[str, str]:

@@ -46,7 +46,6 @@ WatchdogSec=20s
 # The program comes from a checkout, which may lie where the unit sees nothing.
 BindReadOnlyPaths={ROOT}
 """
-HOMES = ("/home/", "/root/", "/run/user/")
 ORDER_OF_SHUTDOWN = (
     "Unmounted srv.mount",
     "Stopped thinpool-attach@pool-srv.service",
@@ -93,7 +92,7 @@ def make_files(files: Path) -> None:
     (files / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
     (files / "etc/hostname").write_text("tester\n")
     (files / "etc/systemd/system.conf").write_text(MANAGER)
-    sees_homes = "ProtectHome=tmpfs\n" if f"{ROOT}/".startswith(HOMES) else ""
+    sees_homes = "ProtectHome=tmpfs\n" if f"{ROOT}/".startswith(booted.HOMES) else ""
     (drop_in / "test.conf").write_text(DROP_IN + sees_homes)
     (units / "check.service").write_text(CHECK)
     enabled = ("remote-fs.target", "thinpoold@pool.service", "thinpoold@spare.socket")
@@ -145,6 +144,8 @@ def test_boot_use_and_shutdown(new_pool: PoolMaker, tmp_path: Path) -> None:
     assert "ordering cycle" not in console
     check_mounted(report)
     check_activated(report)
+    if not f"{ROOT}/".startswith(booted.HOMES):
+        check_installed(report)
     assert report["failed"] == []
 
     # What is on the disk now: the pools are whole, and the file was written to the volume.
@@ -180,3 +181,12 @@ def check_activated(report: dict[str, Any]) -> None:
         assert report[name]["StatusText"].startswith("write: "), name
     assert report["stopped"]["ActiveState"] == "inactive"
     assert report["stopped"]["Result"] == "success"
+
+
+def check_installed(report: dict[str, Any]) -> None:
+    assert report["mended"] == ["installed", "/usr/local/lib/systemd/system/thinpoold.target"]
+    assert report["description"] not in ("", "spoilt", "thinpoold.target")
+    assert report["again"] == ""
+    status, said, there = report["kept"]
+    assert (status, there) == (1, True)
+    assert "still running: thinpool-attach@pool-srv.service thinpoold@pool.service" in said
