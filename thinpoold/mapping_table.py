@@ -39,6 +39,12 @@ _STEP: Final = 1 << DATA_SHIFT
 _ZEROES: Final = memoryview(bytes(mmap.PAGESIZE)).cast("Q")
 _PAGE_ENTRIES: Final = mmap.PAGESIZE // ENTRY_BYTES
 
+# mincore(2), which Python's mmap lacks: which pages are in memory, a byte for each.
+_AT_A_TIME: Final = 4 << 30
+_LOOKED_AT: Final = 256 << 30
+_mincore = ctypes.CDLL(None).mincore
+_mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+
 
 class Store(Protocol):
     """Stores value, value + step, ... into `count` entries at an address."""
@@ -67,6 +73,26 @@ class MappingTable:
         self.entries = memoryview(self._memory).cast("Q")
         # Not kept: it would keep the memory from being closed.
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+    @property
+    def limit_bytes(self) -> int:
+        """Bytes of memory when every page was touched."""
+        return -(-self._length // mmap.PAGESIZE) * mmap.PAGESIZE
+
+    def resident_bytes(self) -> int:
+        """Bytes of memory that the table takes now: whole pages, if only zeroes were read there.
+
+        Looks at no more than the first 256 GiB, which 2 PiB of blocks of 64 KiB have.
+        """
+        touched = 0
+        length = min(self._length, _LOOKED_AT)
+        for offset in range(0, length, _AT_A_TIME):
+            pages = -(-min(length - offset, _AT_A_TIME) // mmap.PAGESIZE)
+            found = ctypes.create_string_buffer(pages)
+            if _mincore(self.address + offset, pages * mmap.PAGESIZE, found):
+                return self.limit_bytes
+            touched += found.raw.count(b"\1")
+        return touched * mmap.PAGESIZE
 
     def set_run(self, begin: int, data_begin: int, count: int, *, writable: bool) -> None:
         """Virtual blocks from `begin` on are in `count` consecutive data blocks."""

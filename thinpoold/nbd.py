@@ -29,6 +29,7 @@ from thinpoold.errnos import errno_of
 from thinpoold.errors import NoSuchVolume, ThinPoolError
 from thinpoold.extents import extents as find_extents
 from thinpoold.extents import prefetch
+from thinpoold.fastpath import Choice
 from thinpoold.pool import Pool
 from thinpoold.rotational import is_rotational as disk_turns
 from thinpoold.sizes import format_size, parse_size
@@ -163,6 +164,9 @@ def after_fork() -> None:
 
 
 def _find_filter() -> None:
+    if _pool.device.direct and _runtime.fastpath.filter is not None:
+        # The filter is in nbdkit already, and is shown nothing.
+        _runtime.fastpath = Choice(None, "cache=bufio has Python serve everything")
     choice = _runtime.fastpath
     if choice.filter is not None:
         _pool.core.fastpath = fastlib.loaded(choice.filter)

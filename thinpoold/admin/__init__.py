@@ -8,6 +8,7 @@ Thread-safety: any thread; callers run those that change the pool one at a time.
 """
 
 from thinpoold.admin.facts import find, info, list_volumes, status, tree
+from thinpoold.admin.memory import memory
 from thinpoold.admin.settings import get_settings, grow, set_settings
 from thinpoold.admin.snapshots import rollback, snapshot
 from thinpoold.admin.volumes import create, delete, rename, resize
@@ -20,6 +21,7 @@ __all__ = [
     "grow",
     "info",
     "list_volumes",
+    "memory",
     "rename",
     "resize",
     "rollback",

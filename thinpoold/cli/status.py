@@ -57,6 +57,8 @@ def _text(status: dict[str, Any]) -> str:
     ]
     if status.get("running"):
         rows += [
+            ("cache", _cache(status["cache"], status["memory"])),
+            ("memory", _memory(status["memory"])),
             ("fast path", "yes" if status["fastpath"] else f"no: {status['fastpath_reason']}"),
             ("uri", status["uri"]),
             ("control socket", status["control_socket"]),
@@ -66,6 +68,22 @@ def _text(status: dict[str, Any]) -> str:
 
 def _volumes(count: int, deleting: int) -> str:
     return f"{count}, and {deleting} being deleted" if deleting else str(count)
+
+
+def _cache(kind: str, memory: dict[str, Any]) -> str:
+    what = "data_cache" if kind == "bufio" else "unwritten"
+    used, bound = output.size(memory[what]), output.size(memory["bounds"][what])
+    if kind == "bufio":
+        return f"bufio, {used} of at most {bound}"
+    return f"page, {used} unwritten of about {bound} at most"
+
+
+def _memory(memory: dict[str, Any]) -> str:
+    metadata, most = memory["metadata_cache"], memory["bounds"]["metadata_cache"]
+    return (
+        f"{output.size(memory['resident'])}; metadata cache {output.size(metadata)} of "
+        f"{output.size(most)}, mapping tables {output.size(memory['mapping_tables'])}"
+    )
 
 
 def _space(space: dict[str, Any]) -> str:

@@ -71,7 +71,7 @@ class Method:
 def _status(host: Host, params: Params) -> Result:
     from thinpoold import admin
 
-    return {**admin.status(host.pool), **host.run_facts()}
+    return {**admin.status(host.pool), "memory": admin.memory(host.pool), **host.run_facts()}
 
 
 def _stop(host: Host, params: Params) -> Result:
@@ -130,9 +130,11 @@ METHODS: dict[str, Method] = {
             "Say how the pool is: its mode, space, transaction, volumes and clients.",
             "`name`, `uuid`, `running`, `mode` (`write`, `out-of-data-space`, `read-only` or "
             "`failed`), `needs_check`, `pid`, `uri`, `control_socket`, `transaction_id`, "
-            "`block_size`, `data` (`path`, `size`, `used`), `metadata` (`size`, `used`, "
-            "`file_size`), `volumes`, `deleting` (how many deleted volumes' space is still being "
-            "given back), `clients`, `fastpath` (whether the C filter is there) and "
+            "`block_size`, `data` (`path`, `size`, `used`), `cache` (`page` or `bufio`, the one in "
+            "effect), `metadata` (`size`, `used`, `file_size`), `memory` (`resident`, "
+            "`metadata_cache`, `data_cache`, `mapping_tables`, `unwritten` and, of all but the "
+            "first, `bounds`), `volumes`, `deleting` (how many deleted volumes' space is still "
+            "being given back), `clients`, `fastpath` (whether the C filter is there) and "
             "`fastpath_reason` (why it is not, or empty)",
             _status,
         ),

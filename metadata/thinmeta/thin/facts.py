@@ -105,6 +105,11 @@ class Facts:
         """Memory of the buffer cache in use."""
         return self._cache.resident_bytes
 
+    @property
+    def memory_limit(self) -> int:
+        """Most bytes of memory for the buffer cache, while not all of it is dirty or held."""
+        return self._cache.limit_bytes
+
     def age(self, idle_s: float) -> None:
         """Let go of cached metadata that was not used for `idle_s` seconds."""
         self._cache.age(idle_s)

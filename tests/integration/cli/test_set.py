@@ -56,7 +56,9 @@ def test_another_cache_is_in_effect_after_the_next_start(new_pool: PoolMaker) ->
     rig.stop()
     assert rig.run("set", "low-water=5%").stderr == ""
     rig.start()
-    assert rig.status()["cache"] == "bufio"
+    status = rig.status()
+    assert (status["cache"], status["fastpath"]) == ("bufio", False)
+    assert status["fastpath_reason"]
     with rig.connect("vol") as client:
         assert client.read(700, 24) == b"by way of the page cache"
         client.write(65536 + 5, b"past it")

@@ -21,6 +21,8 @@ FIELDS = {
     "volumes",
     "clients",
     "fastpath",
+    "cache",
+    "memory",
 }
 
 
@@ -29,6 +31,13 @@ def test_json_has_the_fields_that_scripts_count_on(rig: PoolRig) -> None:
     assert status.keys() >= FIELDS
     assert status["data"].keys() == {"path", "size", "used"}
     assert status["metadata"].keys() == {"size", "used", "file_size"}
+    memory, bounds = status["memory"], status["memory"]["bounds"]
+    parts = {"metadata_cache", "data_cache", "mapping_tables", "unwritten"}
+    assert memory.keys() == {"resident", "bounds", *parts}
+    assert bounds.keys() == parts
+    assert all(0 <= memory[part] <= bounds[part] for part in parts)
+    assert sum(memory[part] for part in parts - {"unwritten"}) < memory["resident"] < 200 * MIB
+    assert status["cache"] == "page"
     assert status["mode"] == "write"
     assert status["needs_check"] is False
     assert status["data"]["size"] == 256 * MIB
@@ -70,7 +79,10 @@ def test_text(rig: PoolRig) -> None:
 
 def test_the_pool_may_be_a_word_or_an_option(rig: PoolRig) -> None:
     place = str(rig.directory)
-    assert rig.cli("status", place, "--json") == rig.cli("status", "-p", place, "--json")
+    word, option = rig.json("status", place), rig.json("status", "-p", place)
+    # Two processes, when it is stopped.
+    del word["memory"], option["memory"]
+    assert word == option
     assert rig.json("status", place)["name"] == rig.directory.name
 
 

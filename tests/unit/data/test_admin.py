@@ -21,7 +21,7 @@ from thinpoold.errors import (
     VolumeExists,
     VolumeInUse,
 )
-from thinpoold.settings import Settings
+from thinpoold.settings import CACHE, MIN_DATA_CACHE, Settings
 
 
 def listed(rig: Rig) -> dict[str, Any]:
@@ -299,6 +299,27 @@ def test_settings_are_changed_together_or_not_at_all(rig: Rig) -> None:
     assert fact["settings"]["low_water"] == 5
     rig.crash()
     assert rig.pool.core.settings == Settings(low_water=5, discard="ignore")
+
+
+def test_memory_is_told_with_its_bounds(new_rig: Callable[..., Rig]) -> None:
+    for cache in CACHE:
+        rig = new_rig(settings=Settings(cache=cache))
+        volume = rig.create()
+        volume.pwrite(b"x" * (2 * BLOCK), 0)
+        read(volume, 0, BLOCK)
+        told = admin.memory(rig.pool)
+        bounds = told.pop("bounds")
+        assert told["resident"] > 1 << 20
+        assert 0 < told["metadata_cache"] <= bounds["metadata_cache"] == 64 << 20
+        assert told["mapping_tables"] == bounds["mapping_tables"] == 4096
+        if cache == "bufio":
+            assert told["unwritten"] == bounds["unwritten"] == 0
+            assert 2 * BLOCK == told["data_cache"] <= bounds["data_cache"] == MIN_DATA_CACHE
+        else:
+            assert told["data_cache"] == bounds["data_cache"] == 0
+            assert 2 * BLOCK <= told["unwritten"] <= bounds["unwritten"]
+        rig.pool.close_volume(volume)
+        assert admin.memory(rig.pool)["mapping_tables"] == 0
 
 
 def test_status(rig: Rig) -> None:

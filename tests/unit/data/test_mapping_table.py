@@ -50,3 +50,21 @@ def test_a_huge_table_costs_nothing_until_it_is_used() -> None:
     assert table.entries[(1 << 40) - 1] >> DATA_SHIFT == (1 << 40) - 1
     assert table.entries[1 << 39] == 0
     table.close()
+
+
+def test_memory_is_told_by_the_page() -> None:
+    table = MappingTable(1 << 30)
+    assert table.resident_bytes() == 0
+    assert table.limit_bytes == 8 << 30
+    # In two of the portions that are looked at.
+    for begin, count in ((0, 513), ((1 << 30) - 5, 5)):
+        table.set_run(begin, 1, count, writable=True)
+    assert table.resident_bytes() == 3 * 4096
+    table.drop()
+    assert table.resident_bytes() == 0
+
+
+def test_a_table_with_every_block_takes_eight_bytes_each() -> None:
+    table = MappingTable(1 << 20)
+    table.set_run(0, 1, 1 << 20, writable=True)
+    assert table.resident_bytes() == table.limit_bytes == 8 << 20
