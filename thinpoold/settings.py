@@ -28,6 +28,9 @@ from thinpoold.errors import InvalidSetting, InvalidSize
 from thinpoold.sizes import exact_size, parse_size
 
 Value: TypeAlias = str | int | bool
+Rules: TypeAlias = dict[str, tuple[Callable[[Value], Value | None], str]]
+"""By name: what reads a value, None for one it cannot be; and what values there are."""
+
 
 ON_FULL = ("queue", "error")
 DISCARD = ("passdown", "nopassdown", "ignore")
@@ -68,13 +71,18 @@ class Settings:
 
 def parse(changes: Mapping[str, Value]) -> dict[str, Any]:
     """Return settings by their names, as the values they have. Raises InvalidSetting."""
+    return parse_by(_RULES, changes, "no setting")
+
+
+def parse_by(rules: Rules, changes: Mapping[str, Value], unknown: str) -> dict[str, Any]:
+    """Return what these rules make of the changes. Raises InvalidSetting, `unknown` for a name."""
     result = {}
     for given, value in changes.items():
         name = given.replace("-", "_")
-        rule = _RULES.get(name)
+        rule = rules.get(name)
         if rule is None:
-            choice = ", ".join(known.replace("_", "-") for known in _RULES)
-            raise InvalidSetting(f"no setting {given[:40]!r}: there are {choice}")
+            choice = ", ".join(known.replace("_", "-") for known in rules)
+            raise InvalidSetting(f"{unknown} {given[:40]!r}: there are {choice}")
         read, values = rule
         checked = read(value)
         if checked is None:
@@ -127,7 +135,7 @@ def _data_cache(value: Value) -> int | None:
     return value if fits else None
 
 
-_RULES: dict[str, tuple[Callable[[Value], Value | None], str]] = {
+_RULES: Rules = {
     "on_full": (_one_of(ON_FULL), "queue or error"),
     "full_timeout": (_whole(MAX_TIMEOUT, "s"), f"0 to {MAX_TIMEOUT} seconds, 0 for no limit"),
     "discard": (_one_of(DISCARD), "passdown, nopassdown or ignore"),

@@ -10,12 +10,12 @@ allow      who may open it: the rules of `access`
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from thinpoold.access import parse_rules, rules_text
-from thinpoold.errors import InvalidSetting, InvalidSize
-from thinpoold.settings import Value, flag
+from thinpoold.errors import InvalidSize
+from thinpoold.settings import Rules, Value, flag, parse_by
 from thinpoold.sizes import exact_size, parse_size
 from thinpoold.volumes import VolumeRecord
 
@@ -43,20 +43,7 @@ def settings_of(record: VolumeRecord) -> dict[str, Value]:
 
 def parse(changes: Mapping[str, Value]) -> dict[str, Any]:
     """Return settings by their names, as the record has them. Raises InvalidSetting."""
-    result = {}
-    for given, value in changes.items():
-        name = given.replace("-", "_")
-        rule = _RULES.get(name)
-        if rule is None:
-            choice = ", ".join(known.replace("_", "-") for known in _RULES)
-            raise InvalidSetting(f"a volume has no setting {given[:40]!r}: there are {choice}")
-        read, values = rule
-        checked = read(value)
-        if checked is None:
-            shown = given.replace("_", "-")
-            raise InvalidSetting(f"{shown} cannot be {str(value)[:40]!r}: it is {values}")
-        result[name] = checked
-    return result
+    return parse_by(_RULES, changes, "a volume has no setting")
 
 
 def as_text(name: str, value: Value) -> str:
@@ -93,7 +80,7 @@ def _allow(value: Value) -> str | None:
     return parse_rules(value) if isinstance(value, str) else None
 
 
-_RULES: dict[str, tuple[Callable[[Value], Value | None], str]] = {
+_RULES: Rules = {
     "iops": (_iops, "1 to 1000000000 requests a second, or unlimited"),
     "bps": (_bps, "64K to 1P bytes a second, or unlimited"),
     "read_only": (flag, "yes or no"),
