@@ -81,6 +81,8 @@ def test_options_are_taken(new_pool: PoolMaker) -> None:
 def test_json_is_what_runs(new_pool: PoolMaker) -> None:
     rig = new_pool(start=False)
     facts = rig.json("start")
+    # There when the tests run without the C filter.
+    facts.pop("fastpath_reason", None)
     rig._note_sockets()
     assert facts == {
         "running": True,
