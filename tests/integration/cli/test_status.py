@@ -5,6 +5,7 @@ from pathlib import Path
 from tests.conftest import PoolMaker
 from tests.integration.cli.outcomes import MIB, fill, refused, wrong_usage
 from tests.support.pools import PoolRig
+from thinpoold.pool import Pool
 
 FIELDS = {
     "name",
@@ -19,6 +20,7 @@ FIELDS = {
     "data",
     "metadata",
     "volumes",
+    "deleting",
     "clients",
     "fastpath",
     "cache",
@@ -96,3 +98,20 @@ def test_one_that_cannot_be_opened(new_pool: PoolMaker) -> None:
     (rig.directory / "data").rename(rig.directory / "away")
     refused(rig, "status", says="data")
     (rig.directory / "away").rename(rig.directory / "data")
+
+
+def test_what_is_still_being_deleted_is_told(new_pool: PoolMaker) -> None:
+    rig = new_pool(start=False)
+    rig.create("a", "1M")
+    pool = Pool.open(rig.directory)
+    with pool.changing():
+        record = pool.registry.get("a")
+        pool.registry.remove(record)
+        pool.deletion.add(record.dev_id)
+    pool.close()
+    assert (rig.status()["volumes"], rig.status()["deleting"]) == (0, 1)
+    assert "0, and 1 being deleted" in rig.cli("status")
+    assert rig.inspect() == []
+    rig.start()
+    assert rig.inspect() == []
+    assert rig.status()["deleting"] == 0
