@@ -118,6 +118,8 @@ def survey(volume: Volume, first: int, last: int) -> tuple[list[Run], int]:
     olds: list[Run] = []
     for run in found:
         if core.may_write(run):
+            # What follows may be in place as well, and is then no business of Python's any more.
+            volume.fill(run.begin, last)
             volume.table.set_run(run.begin, run.data_begin, run.length, writable=True)
             return olds, run.begin
         olds.append(run)

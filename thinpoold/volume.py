@@ -251,20 +251,24 @@ class Volume:
 
     def _look_up(self, block: int, last: int) -> int:
         """Ask the metadata for a block, and for some that follow; its entry, 0 if unmapped."""
+        with self.core.lock:
+            self.core.check_whole()
+            self.fill(block, last)
+            return self._entries[block]
+
+    def fill(self, block: int, last: int) -> None:
+        """Bring blocks block..last-1, and some that follow, into the table. Lock held."""
         core = self.core
         last = min(max(last, block + FILL_BLOCKS), self.blocks)
-        with core.lock:
-            core.check_whole()
-            try:
-                for run in core.metadata.runs(self.dev_id, block, last):
-                    writable = core.may_write(run)
-                    self.table.set_run(run.begin, run.data_begin, run.length, writable=writable)
-            except ThinMetaError:
-                # The damage may be beside what was asked for.
-                mapping = core.metadata.lookup(self.dev_id, block)
-                if mapping is not None:
-                    self.table.set_run(block, mapping.data_block, 1, writable=False)
-            return self._entries[block]
+        try:
+            for run in core.metadata.runs(self.dev_id, block, last):
+                writable = core.may_write(run)
+                self.table.set_run(run.begin, run.data_begin, run.length, writable=writable)
+        except ThinMetaError:
+            # The damage may be beside what was asked for.
+            mapping = core.metadata.lookup(self.dev_id, block)
+            if mapping is not None:
+                self.table.set_run(block, mapping.data_block, 1, writable=False)
 
     def write(self, payload: Payload, offset: int, *, keep_holes: bool = False) -> None:
         """Write a payload, inside the gate; with `keep_holes` zeroes leave holes alone."""

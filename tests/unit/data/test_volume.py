@@ -361,6 +361,22 @@ def test_a_read_fills_the_table_and_a_shared_block_is_not_writable_there(rig: Ri
     assert volume.table.entries[1] & IN_PLACE == PRESENT
 
 
+def test_a_write_in_place_brings_in_what_may_be_written_in_place_next(rig: Rig) -> None:
+    """Or each block's first write after a client has come back would be Python's."""
+    volume = rig.create(size=16 * BLOCK)
+    volume.pwrite(b"o" * (8 * BLOCK), 0)
+    admin.snapshot(rig.pool, [("v", "s")])
+    volume.pwrite(b"n" * BLOCK, 4 * BLOCK)
+    volume.pwrite(b"n" * BLOCK, 6 * BLOCK)
+    volume.table.drop()
+    volume.pwrite(b"x" * 512, 4 * BLOCK)
+    found = [entry & IN_PLACE for entry in volume.table.entries[:9]]
+    assert found == [0, 0, 0, 0, IN_PLACE, PRESENT, IN_PLACE, PRESENT, 0]
+    assert read(volume, 4 * BLOCK, 4 * BLOCK) == b"x" * 512 + b"n" * (BLOCK - 512) + b"".join(
+        letter * BLOCK for letter in (b"o", b"n", b"o")
+    )
+
+
 def test_clients_share_a_volume_until_the_last_one_goes(rig: Rig) -> None:
     volume = rig.create()
     other = rig.pool.open_volume("v")
