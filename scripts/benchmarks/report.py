@@ -43,9 +43,16 @@ def _machine(results: Results) -> str:
     facts, options = results.machine, results.options
     path = "with its C filter" if results.fastpath else "without a C filter"
     ran = f" thinpoold ran {path}." if results.fastpath is not None else ""
+    how = " ".join(
+        [
+            "scripts/bench",
+            *(["--quick"] if options["quick"] else []),
+            f"--rounds {options['rounds']} --seconds {options['seconds']:g}",
+        ]
+    )
     return (
-        f"Measured on {facts['cores']} cores ({facts['processor']}), {facts['memory']} of memory, "
-        f"Linux {facts['kernel']}, Python {facts['python']}, nbdkit {facts['nbdkit']}, "
+        f"Made by `{how}` on {facts['cores']} cores ({facts['processor']}), "
+        f"{facts['memory']} of memory, Linux {facts['kernel']}, Python {facts['python']}, nbdkit {facts['nbdkit']}, "
         f"qemu-nbd {facts['qemu-nbd']}, fio {facts['fio']}; the load when it began was "
         f"{facts['load before']}.{ran} Mapped volumes have "
         f"{options['mapped_mib']} MiB; each piece of work took {options['seconds']:g} s, or "

@@ -165,11 +165,12 @@ def test_a_server_that_cannot_be_started_is_tried_once(tmp_path: Path) -> None:
 # --- the report -----------------------------------------------------------------------------------
 
 
+OPTIONS = {"quick": True, "rounds": 1, "seconds": 1.0, "mapped_mib": 1024}
+
+
 def run_of(ours: float, file: float, qcow2: float) -> results.Results:
     """A whole run in which every row came to these values."""
-    found = results.Results(
-        results.machine(), {"mapped_mib": 1024, "seconds": 1.0}, fastpath=True, failures=["a: b"]
-    )
+    found = results.Results(results.machine(), OPTIONS, fastpath=True, failures=["a: b"])
     for section in sections.table(quick=False):
         values: dict[str, rounds.Values] = {name: [qcow2] for name in section.servers}
         values |= {OURS: [ours], FILE: [file], sections.FILE_ONE: [file], sections.THREADS: [ours]}
@@ -209,6 +210,7 @@ def test_every_figure_is_in_the_report() -> None:
     assert "| 0.50 | 0.25 |" in text  # ours over each of two peers
     assert "| 1,024 GiB, shuffled runs of 16 | 1.00 |" in text
     assert "- a: b" in text
+    assert "`scripts/bench --quick --rounds 1 --seconds 1`" in text
     assert json.loads(json.dumps(found.to_json()))["fastpath"] is True
 
 
