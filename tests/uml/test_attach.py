@@ -54,6 +54,7 @@ def test_a_daemon_is_stopped_and_started_under_a_busy_file_system(
     seen = machine.call(attached.restarts, connections, times)
     assert (seen["same"], seen["complaints"]) == (True, [])
     assert (seen["command"], seen["connections"]) == ("thinpool-keeper", connections)
+    assert "they may wait 300 s for space" in str(seen["refusal"])
 
 
 @pytest.mark.parametrize(("connections", "times"), [(1, 4), (4, 1)])

@@ -23,6 +23,7 @@ from typing import Any
 from thinpoold.attach import fuse, kernel, mounts, nbdclient, records
 from thinpoold.attach.devices import NbdDevice, free_devices, parse_nbd_device
 from thinpoold.attach.errors import AttachFailed, AttachRefused, DeviceBusy
+from thinpoold.attach.guard import refuse_repeats
 from thinpoold.attach.handshake import parse_uri, wait_for_daemon
 from thinpoold.attach.keeper import Order, ask_for_volume
 from thinpoold.attach.records import Attachment
@@ -57,6 +58,7 @@ def attach(paths: PoolPaths, name: str, wanted: Wanted) -> Attachment:
     if not wanted.user:
         require_kernel()
     info, uri = look_up(paths, name)
+    refuse_repeats(_settings(paths), wanted.connections)
     read_only = wanted.read_only or info["read_only"]
     with records.locked():
         records.clear_stale()
@@ -110,6 +112,13 @@ def look_up(paths: PoolPaths, name: str) -> tuple[dict[str, Any], str]:
         info: Any = client.call("info", {"name": name})
         place: Any = client.call("uri", {"name": name})
     return info, place["uri"]
+
+
+def _settings(paths: PoolPaths) -> dict[str, Any]:
+    with ControlClient.connect(paths.control_socket) as client:
+        answer: Any = client.call("get")
+    settings: dict[str, Any] = answer["settings"]
+    return settings
 
 
 def _refuse_twice(name: str, uuid: str, read_only: bool) -> None:

@@ -250,6 +250,9 @@ def restarts(connections: int, times: int) -> dict[str, object]:
     """Stops and starts the daemon under a busy file system."""
     rig = make_pool()
     rig.create("v", "200M")
+    rig.cli("set", "full-timeout=300")
+    refusal = rig.run("attach", "v", "--connections", "2").stderr
+    rig.cli("set", "full-timeout=60")
     device = rig.cli("attach", "v", "--connections", str(connections)).strip()
     mkfs("ext4", device)
     point = mount_point("v")
@@ -271,6 +274,7 @@ def restarts(connections: int, times: int) -> dict[str, object]:
         "complaints": finish(rig),
         "command": clients[0]["command"],
         "connections": clients[0]["connections"],
+        "refusal": refusal,
     }
 
 
