@@ -8,7 +8,7 @@ from click.shell_completion import CompletionItem
 
 from thinpoold.cli import candidates
 from thinpoold.cli.app import GROUPS, thinpool
-from thinpoold.cli.shells import VARIABLE, CarefulBash, raw_word, script
+from thinpoold.cli.shells import CarefulBash, raw_word, script, variable
 from thinpoold.settings import Settings
 
 
@@ -24,7 +24,7 @@ def volumes(monkeypatch: pytest.MonkeyPatch) -> None:
 def complete(line: str, monkeypatch: pytest.MonkeyPatch, rest: str = "") -> list[str]:
     monkeypatch.setenv("COMP_LINE", line + rest)
     monkeypatch.setenv("COMP_POINT", str(len(line.encode())))
-    return CarefulBash(thinpool, {}, "thinpool", VARIABLE).complete().split("\n")
+    return CarefulBash(thinpool, {}, "thinpool", variable("thinpool")).complete().split("\n")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_the_last_word_as_it_was_typed(text: str, word: str) -> None:
     ("name", "shown"), [("a b", "a\\ b"), ("$x;'", "\\$x\\;\\'"), ("*", "\\*"), ("ä", "ä")]
 )
 def test_a_name_is_quoted(name: str, shown: str) -> None:
-    bash = CarefulBash(thinpool, {}, "thinpool", VARIABLE)
+    bash = CarefulBash(thinpool, {}, "thinpool", variable("thinpool"))
     assert bash.format_completion(CompletionItem(name)) == f"plain,{shown}"
 
 
