@@ -73,7 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture, .svg or .png")
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 3)
-    options.seconds = options.seconds or (0.4 if options.quick else 1.0)
+    options.seconds = options.seconds or (0.3 if options.quick else 1.0)
     if not any(fnmatch.fnmatch(key, options.only) for key in keys()):
         parser.error(f"no table is called {options.only}; there are {', '.join(keys())}")
     return options
@@ -85,7 +85,7 @@ def keys() -> list[str]:
 
 def run(options: argparse.Namespace, scratch: Path) -> results.Results:
     quick: bool = options.quick
-    mapped = 256 * MIB if quick else 1024 * MIB
+    mapped = 128 * MIB if quick else 1024 * MIB
     asked: dict[str, Any] = {
         "quick": quick,
         "only": options.only,
@@ -146,7 +146,7 @@ def measure_growth(into: results.Results, scratch: Path, options: argparse.Names
 
         def case(gib: int = gib, run: int = run, work: bool = work) -> None:
             mappings = gib * metadata.MAPPINGS_PER_GIB
-            path, times = scratch / f"{gib}-{run}.lmdb", 3 if options.quick else 5
+            path, times = scratch / f"{gib}-{run}.lmdb", 2 if options.quick else 5
             into.growth.append(metadata.grown(path, mappings, run, times, work=work))
 
         yield f"{GROWTH}: {gib:,} GiB mapped" + (f" in runs of {run}" if run else ""), case
