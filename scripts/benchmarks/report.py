@@ -53,8 +53,8 @@ def _machine(results: Results) -> str:
     return (
         f"Made by `{how}` on {facts['cores']} cores ({facts['processor']}), "
         f"{facts['memory']} of memory, Linux {facts['kernel']}, Python {facts['python']}, "
-        f"nbdkit {facts['nbdkit']}, qemu-nbd {facts['qemu-nbd']}, fio {facts['fio']}; the load when it began was "
-        f"{facts['load before']}.{ran} Mapped volumes have "
+        f"nbdkit {facts['nbdkit']}, qemu-nbd {facts['qemu-nbd']}, fio {facts['fio']}; "
+        f"the load when it began was {facts['load before']}.{ran} Mapped volumes have "
         f"{options['mapped_mib']} MiB; each piece of work took {options['seconds']:g} s, or "
         "as long as its amount takes."
     )
