@@ -167,6 +167,7 @@ class Volume:
         credit[0] -= count
         if credit[0] < 0:
             self.account.renew()
+        failure: Exception | None = None
         size = self._block_size
         block, within = divmod(offset, size)
         if within + count <= size:
@@ -177,12 +178,24 @@ class Volume:
                 if entry & IN_PLACE == IN_PLACE:
                     self._device.write(data, (entry >> DATA_SHIFT) * size + within)
                     return
+                done = provision.write(self, Payload(memoryview(data), count), offset)
+            except (NoDataSpace, TransactionBroken):
+                # The slow way waits for what is missing.
+                done = 0
             except DeviceError as error:
-                # Where the device's file system is full, the slow way waits for room.
                 if error.errno not in FULL:
                     raise
+                done = 0
+            except Exception as error:
+                failure = error
             finally:
                 gate.leave()
+            if failure is not None:
+                self.core.settle_after(failure)
+                raise failure
+            if done == count:
+                self.core.throttle()
+                return
         payload = Payload(memoryview(data), count)
         self.request(lambda: self.write(payload, offset))
 
