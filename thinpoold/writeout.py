@@ -16,7 +16,7 @@ needs nothing but the address of a counter. A credit counts as written when it i
 
 Invariants
 
-1. About the bound is unwritten at most, one `GRANT_BYTES` more for each volume, and for each
+1. About the bound is unwritten at most, a sixteenth more for each volume, and for each
    volume that starts while others are over the bound no more than an equal share. It is not exact:
    a page written twice counts twice.
 2. A volume with less than an equal share of the bound never waits.
@@ -44,7 +44,8 @@ FIRST_BYTES: Final = 256 << 20
 LEAST_BYTES: Final = 64 << 20
 MOST_BYTES: Final = 1 << 30
 
-GRANT_BYTES: Final = 4 << 20
+GRANT_SHARE: Final = 16
+"""A credit is one in so many of the bound: whoever writes without Python seldom has to ask."""
 
 _SECONDS: Final = 1.0
 
@@ -131,8 +132,9 @@ class WriteOut:
             if overdrawn < 0:
                 # Another of its threads was here.
                 return
-            account.credit[0] = GRANT_BYTES
-            amount = overdrawn + GRANT_BYTES
+            grant = self.limit_bytes // GRANT_SHARE
+            account.credit[0] = grant
+            amount = overdrawn + grant
             account.unwritten += amount
             account.pending += amount
             self._unwritten += amount

@@ -13,7 +13,7 @@ from thinpoold import writeout as module
 from thinpoold.device import DataDevice
 from thinpoold.writeout import (
     FIRST_BYTES,
-    GRANT_BYTES,
+    GRANT_SHARE,
     LEAST_BYTES,
     MOST_BYTES,
     Account,
@@ -22,6 +22,7 @@ from thinpoold.writeout import (
 
 LIMIT_BYTES = FIRST_BYTES
 HALF = FIRST_BYTES // 2
+GRANT_BYTES = FIRST_BYTES // GRANT_SHARE
 
 
 class Disk:
