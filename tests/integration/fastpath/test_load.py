@@ -163,8 +163,8 @@ def inside(tmp_path: Path, filter_: Path, sanitizer: str, turns: int) -> tuple[i
     [
         ("thread", 8),
         ("address", 8),
-        pytest.param("thread", 300, marks=pytest.mark.slow),
-        pytest.param("address", 300, marks=pytest.mark.slow),
+        pytest.param("thread", 100, marks=pytest.mark.slow),
+        pytest.param("address", 100, marks=pytest.mark.slow),
     ],
 )
 def test_nor_do_sanitizers_see_anything(
