@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import PoolMaker
 from tests.crash.rounds import Rounds
 from tests.support.agreement import disagreements
+from thinpoold.settings import CACHE
 
 DEFAULT_ROUNDS = 15
 SLOW_ROUNDS = 200
@@ -17,8 +18,11 @@ SLOW_ROUNDS = 200
 SMALL = "26M"
 
 
-def test_some_rounds(new_pool: PoolMaker, seed: int, request: pytest.FixtureRequest) -> None:
-    pool = new_pool(SMALL)
+@pytest.mark.parametrize("cache", CACHE)
+def test_some_rounds(
+    new_pool: PoolMaker, seed: int, request: pytest.FixtureRequest, cache: str
+) -> None:
+    pool = new_pool(SMALL, cache=cache)
     with Rounds(pool, seed, remembers=True) as rounds:
         rounds.run(request.config.getoption("--crash-rounds") or DEFAULT_ROUNDS, inspect_each=3)
         assert disagreements(pool) == []
@@ -28,7 +32,7 @@ def test_some_rounds(new_pool: PoolMaker, seed: int, request: pytest.FixtureRequ
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"discard": "nopassdown"}],
+    [{}, {"discard": "nopassdown"}, {"cache": "bufio"}],
     ids=lambda options: "-".join(options.values()) or "default",
 )
 def test_many_rounds(

@@ -83,6 +83,17 @@ def test_volume_and_its_snapshot_at_once(pool: PoolRig, tmp_path: Path) -> None:
     check(pool, ("vol", "snap"), tmp_path)
 
 
+def test_past_the_page_cache(new_pool: PoolMaker, tmp_path: Path) -> None:
+    """Through a data cache smaller than what is written, which evicts all the while."""
+    pool = new_pool(cache="bufio", data_cache="16M")
+    pool.create("vol", "64M")
+    check(pool, ("vol",), tmp_path)
+    pool.snapshot("vol", "snap")
+    check(pool, ("vol", "snap"), tmp_path)
+    memory = pool.status()["memory"]
+    assert 0 < memory["data_cache"] <= memory["bounds"]["data_cache"] == 16 << 20
+
+
 @pytest.mark.parametrize("block_size", ["128K", "1M"])
 def test_other_block_sizes(new_pool: PoolMaker, tmp_path: Path, block_size: str) -> None:
     pool = new_pool(block_size=block_size)
