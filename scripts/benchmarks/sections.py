@@ -177,7 +177,7 @@ def table(*, quick: bool) -> list[Section]:
             [FirstFlush(GIB // 2 if quick else 8 * GIB)],
             (OURS, BUFIO, FILE, QCOW2),
             ((OURS, FILE), (OURS, QCOW2)),
-            most_rounds=2,
+            most_rounds=1,
         ),
     ]
     return [without(section, absent) for section in sections]
