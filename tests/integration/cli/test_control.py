@@ -20,7 +20,11 @@ def test_results_are_what_the_command_line_prints(running: PoolRig) -> None:
             ("uri", ["uri", "a"], {"name": "a"}),
             ("status", ["status"], {}),
         ):
-            assert rpc.call(method, **params) == running.json(*words), method
+            told, printed = rpc.call(method, **params), running.json(*words)
+            if method == "status":
+                # What the kernel counts is never the same twice.
+                assert told["memory"].pop("resident") > 0 < printed["memory"].pop("resident")
+            assert told == printed, method
         volumes = running.json("list")["volumes"]
         assert rpc.call("list") == {"volumes": [of_the_pool(one) for one in volumes]}
         assert rpc.call("info", name="a") == of_the_pool(running.json("info", "a"))
