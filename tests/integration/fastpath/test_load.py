@@ -140,7 +140,7 @@ def test_nothing_is_in_a_long_run(new_pool: PoolMaker, tmp_path: Path) -> None:
 
 
 def inside(tmp_path: Path, filter_: Path, sanitizer: str, turns: int) -> tuple[int, str, list[str]]:
-    """Status, output and a sanitizer's reports of a run without nbdkit, which the first one ends."""
+    """Status, output and reports of a run without nbdkit; a sanitizer's first report ends it."""
     library = run("cc", f"-print-file-name={LIBRARIES[sanitizer]}").stdout.strip()
     options = f"log_path={tmp_path}/report:exitcode={REPORTED}:halt_on_error=1"
     script = Path(__file__).with_name("inside.py")
@@ -177,7 +177,7 @@ def test_nor_do_sanitizers_see_anything(
 
 
 def test_but_they_would_without_the_gate(tmp_path: Path, filter_of: Callable[[str], Path]) -> None:
-    """So they do see what goes on between Python and the filter: a race, or a table that has gone."""
+    """So they do see what goes on between Python and the filter: races, or a table that is gone."""
     status, said, reports = inside(tmp_path, filter_of("racing"), "thread", 200)
     assert status == REPORTED, said
     assert any("data race" in report or "SEGV" in report for report in reports)
