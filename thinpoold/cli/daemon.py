@@ -1,8 +1,9 @@
 """The command line of `thinpoold`, and the options it shares with `thinpool start`."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -13,13 +14,26 @@ from thinpoold.cli.options import Size, Text, chosen_pool, pool_argument, verb
 from thinpoold.errors import InvalidSize
 from thinpoold.progress import Progress
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 MIN_CACHE = 1 << 20
 
 
-def daemon_options(function: Function) -> Function:
-    """Add the options that say how a pool is served."""
+def daemon_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how a pool is served; `function` gets them as `options`."""
+
+    @functools.wraps(function)
+    def wrapper(
+        *arguments: Any,
+        listen: str,
+        tls: str | None,
+        insecure_no_tls: bool,
+        fastpath: str | None,
+        threads: int | None,
+        cache_size: int | None,
+        **others: Any,
+    ) -> None:
+        options = _options(listen, tls, insecure_no_tls, fastpath, threads, cache_size)
+        function(*arguments, options=options, **others)
+
     for option in (
         click.option(
             "--cache-size",
@@ -60,11 +74,11 @@ def daemon_options(function: Function) -> Function:
             help="Listen beyond loopback without TLS: whoever reaches the port owns the data.",
         ),
     ):
-        function = option(function)
-    return function
+        option(wrapper)
+    return wrapper
 
 
-def options_of(
+def _options(
     listen: str,
     tls: str | None,
     insecure_no_tls: bool,
@@ -91,12 +105,7 @@ def options_of(
 def command(
     pool_word: str | None,
     pool: str | None,
-    listen: str,
-    tls: str | None,
-    insecure_no_tls: bool,
-    fastpath: str | None,
-    threads: int | None,
-    cache_size: int | None,
+    options: daemon.Options,
     foreground: bool,
 ) -> None:
     """The daemon of one pool: checks and locks it, and serves it over NBD.
@@ -113,7 +122,6 @@ def command(
     Exit status: 0 stopped cleanly, or in the background and serving; 1 refused or failed.
     """
     paths = chosen_pool(pool, pool_word)
-    options = options_of(listen, tls, insecure_no_tls, fastpath, threads, cache_size)
     if foreground:
         daemon.foreground(paths, options)
     with Progress(f"starting pool {paths.name}"):

@@ -2,7 +2,7 @@
 
 from thinpoold import daemon, launch
 from thinpoold.cli import output
-from thinpoold.cli.daemon import daemon_options, options_of
+from thinpoold.cli.daemon import daemon_options
 from thinpoold.cli.options import chosen_pool, json_option, pool_argument, verb
 from thinpoold.errors import PoolNotRunning, ThinPoolError
 from thinpoold.progress import Progress
@@ -15,12 +15,7 @@ from thinpoold.progress import Progress
 def start(
     pool_word: str | None,
     pool: str | None,
-    listen: str,
-    tls: str | None,
-    insecure_no_tls: bool,
-    fastpath: str | None,
-    threads: int | None,
-    cache_size: int | None,
+    options: daemon.Options,
     as_json: bool,
 ) -> None:
     """Start the daemon of POOL in the background and print its NBD URI.
@@ -37,7 +32,6 @@ def start(
     Exit status: 0 the pool serves; 1 it cannot, or its daemon runs already.
     """
     paths = chosen_pool(pool, pool_word)
-    options = options_of(listen, tls, insecure_no_tls, fastpath, threads, cache_size)
     with Progress(f"starting pool {paths.name}"):
         facts = daemon.background(paths, options)
     if as_json:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PoolMaker
+from tests.support.client import NbdClient
 from tests.support.fastpath import READ, WAITS, WRITE, Hold
 from tests.support.pools import PoolRig
 
@@ -55,26 +56,38 @@ def write_reaches_snapshot(pool: PoolRig, hold: Hold) -> bool:
         return read(pool, "s") != before
 
 
-def read_reaches_discarded_block(pool: PoolRig, hold: Hold) -> bool:
-    """A read is held up; its block is discarded and given to another volume. Does it see that?"""
-    pool.create("v", f"{BLOCKS * BLOCK}")
+def read_reaches_taken_block(
+    pool: PoolRig,
+    hold: Hold,
+    blocks: int,
+    take_away: Callable[[NbdClient], None],
+    *,
+    shared: bool = False,
+) -> bool:
+    """A read of v's first block is held up, `take_away` makes the block free, and w gets it, for
+    the pool is full but for that one. Does the read see what w wrote?
+    """
+    pool.create("v", f"{blocks * BLOCK}")
     pool.create("w", f"{BLOCK}")
     with (
         pool.connect("v") as client,
         pool.connect("v") as other,
         ThreadPoolExecutor() as threads,
     ):
-        client.write(0, OLD * BLOCKS)
+        client.write(0, OLD * blocks)
+        if shared:
+            pool.snapshot("v", "s")
+            # Shared now, and known again.
+            assert client.read(0, BLOCK) == OLD
         hold.arm(READ)
         reading = threads.submit(client.read, 0, BLOCK)
         assert hold.next() == READ
 
-        def take_away() -> None:
-            other.trim(0, BLOCK)
-            # The pool is full but for that block.
+        def take() -> None:
+            take_away(other)
             write(pool, "w", SECRET)
 
-        taking = threads.submit(take_away)
+        taking = threads.submit(take)
         hold.note(taking)
         waited = hold.next() == WAITS
         hold.go()
@@ -83,43 +96,25 @@ def read_reaches_discarded_block(pool: PoolRig, hold: Hold) -> bool:
         saw = reading.result()
         assert saw in ((OLD,) if waited else (OLD, SECRET))
         return saw == SECRET
+
+
+def read_reaches_discarded_block(pool: PoolRig, hold: Hold) -> bool:
+    """A read is held up; its block is discarded and given to another volume."""
+    return read_reaches_taken_block(pool, hold, BLOCKS, lambda other: other.trim(0, BLOCK))
 
 
 def read_reaches_replaced_block(pool: PoolRig, hold: Hold) -> bool:
     """A read of a shared block is held up; the block is replaced by a write, given up by the
-    snapshot that shared it, and given to another volume. Does the read see that?
+    snapshot that shared it, and given to another volume.
     """
-    pool.create("v", f"{(BLOCKS - 1) * BLOCK}")
-    pool.create("w", f"{BLOCK}")
-    with (
-        pool.connect("v") as client,
-        pool.connect("v") as other,
-        ThreadPoolExecutor() as threads,
-    ):
-        client.write(0, OLD * (BLOCKS - 1))
-        pool.snapshot("v", "s")
-        # Shared now, and known again.
-        assert client.read(0, BLOCK) == OLD
-        hold.arm(READ)
-        reading = threads.submit(client.read, 0, BLOCK)
-        assert hold.next() == READ
 
-        def take_away() -> None:
-            other.write(0, NEW)
-            other.flush()
-            pool.delete("s")
-            write(pool, "w", SECRET)
-
-        taking = threads.submit(take_away)
-        hold.note(taking)
+    def replace(other: NbdClient) -> None:
+        other.write(0, NEW)
+        other.flush()
         # Deleting waits for nobody; using the block again does.
-        waited = hold.next() == WAITS
-        hold.go()
-        taking.result()
-        assert read(pool, "w") == SECRET
-        saw = reading.result()
-        assert saw in ((OLD,) if waited else (OLD, SECRET))
-        return saw == SECRET
+        pool.delete("s")
+
+    return read_reaches_taken_block(pool, hold, BLOCKS - 1, replace, shared=True)
 
 
 TROUBLES = (write_reaches_snapshot, read_reaches_discarded_block, read_reaches_replaced_block)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
+from typing import Self
 
 from tests.support.pools import PoolRig
 from tests.uml.inside.commands import run
@@ -73,18 +74,16 @@ def device_of(rig: PoolRig, volume: str) -> str:
     return str(rig.volumes()[volume]["attached"][0]["device"])
 
 
-class Writer:
-    """Keeps a mounted file system busy from a thread: writes, syncs, and knows what it wrote."""
+class Busy:
+    """Does the same work over and over, from a thread, until its context ends."""
 
-    def __init__(self, point: Path) -> None:
-        self._point = point
+    def __init__(self) -> None:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._error: Exception | None = None
         self.rounds = 0
-        self.written: dict[str, str] = {}
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -103,6 +102,26 @@ class Writer:
             self._error = error
 
     def _round(self) -> None:
+        raise NotImplementedError
+
+    def wait_for_rounds(self, count: int) -> None:
+        """Wait until so many more rounds are done: I/O goes on."""
+        goal = self.rounds + count
+        while self.rounds < goal:
+            if not self._thread.is_alive():
+                raise self._error or AssertionError("the writer ended")
+            self._stop.wait(0.05)
+
+
+class Writer(Busy):
+    """Keeps a mounted file system busy: writes, syncs, and knows what it wrote."""
+
+    def __init__(self, point: Path) -> None:
+        super().__init__()
+        self._point = point
+        self.written: dict[str, str] = {}
+
+    def _round(self) -> None:
         name = f"busy-{self.rounds % 8}"
         data = os.urandom(MIB)
         with (self._point / name).open("wb") as file:
@@ -112,13 +131,37 @@ class Writer:
                 os.fsync(file.fileno())
         self.written[name] = hashlib.sha256(data).hexdigest()
 
-    def wait_for_rounds(self, count: int) -> None:
-        """Wait until so many more rounds are done: I/O goes on."""
-        goal = self.rounds + count
-        while self.rounds < goal:
-            if not self._thread.is_alive():
-                raise self._error or AssertionError("the writer ended")
-            self._stop.wait(0.05)
+
+class DirectWriter(Busy):
+    """Writes records past the file system and the page cache, each somewhere else.
+
+    What a record was last answered with is what must be there at the end.
+    """
+
+    def __init__(self, device: str, places: int) -> None:
+        super().__init__()
+        self._fd = os.open(device, os.O_RDWR | os.O_DIRECT)
+        self._places = places
+        # O_DIRECT wants memory at a page's beginning.
+        self._page = mmap.mmap(-1, _RECORD)
+        self._answered: dict[int, int] = {}
+
+    def _round(self) -> None:
+        # A prime's multiples: all over the volume, and each place in time again.
+        place = self.rounds * 7919 % self._places
+        self._page[:] = _record(place, self.rounds)
+        assert os.pwrite(self._fd, self._page, place * _RECORD) == _RECORD
+        self._answered[place] = self.rounds
+
+    def lost(self) -> list[int]:
+        """The places that do not hold what was answered last."""
+        wrong = []
+        for place, number in sorted(self._answered.items()):
+            assert os.preadv(self._fd, [self._page], place * _RECORD) == _RECORD
+            if self._page[:] != _record(place, number):
+                wrong.append(place)
+        os.close(self._fd)
+        return wrong
 
 
 def life_of_a_file_system(kind: str, mib: int, grown_mib: int) -> dict[str, object]:
@@ -184,64 +227,6 @@ def life_of_a_file_system(kind: str, mib: int, grown_mib: int) -> dict[str, obje
     }
 
 
-class DirectWriter:
-    """Writes records past the file system and the page cache, each somewhere else.
-
-    What a record was last answered with is what must be there at the end.
-    """
-
-    def __init__(self, device: str, places: int) -> None:
-        self._fd = os.open(device, os.O_RDWR | os.O_DIRECT)
-        self._places = places
-        # O_DIRECT wants memory at a page's beginning.
-        self._page = mmap.mmap(-1, _RECORD)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._error: Exception | None = None
-        self._answered: dict[int, int] = {}
-        self.count = 0
-
-    def __enter__(self) -> "DirectWriter":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                # A prime's multiples: all over the volume, and each place in time again.
-                place = self.count * 7919 % self._places
-                self._page[:] = _record(place, self.count)
-                assert os.pwrite(self._fd, self._page, place * _RECORD) == _RECORD
-                self._answered[place] = self.count
-                self.count += 1
-        except Exception as error:
-            self._error = error
-
-    def wait_for(self, more: int) -> None:
-        """Wait until so many more have been answered: I/O goes on."""
-        goal = self.count + more
-        while self.count < goal:
-            if not self._thread.is_alive():
-                raise self._error or AssertionError("the writer ended")
-            self._stop.wait(0.05)
-
-    def lost(self) -> list[int]:
-        """The places that do not hold what was answered last."""
-        wrong = []
-        for place, number in sorted(self._answered.items()):
-            assert os.preadv(self._fd, [self._page], place * _RECORD) == _RECORD
-            if self._page[:] != _record(place, number):
-                wrong.append(place)
-        os.close(self._fd)
-        return wrong
-
-
 def _record(place: int, number: int) -> bytes:
     return f"{place:16}{number:16}".encode() * (_RECORD // 32)
 
@@ -297,7 +282,7 @@ def kills(connections: int, times: int) -> dict[str, object]:
     with Writer(point) as writer, DirectWriter(bare, 64 * MIB // _RECORD) as direct:
         for number in range(times):
             writer.wait_for_rounds(3)
-            direct.wait_for(100)
+            direct.wait_for_rounds(100)
             copied.append(point / f"copied-{number}")
             run("cp", "-r", str(TREE), str(copied[-1]))
             # Handed to the device, and not flushed there.
@@ -305,7 +290,7 @@ def kills(connections: int, times: int) -> dict[str, object]:
             rig.kill()
             rig.start()
             writer.wait_for_rounds(10)
-            direct.wait_for(100)
+            direct.wait_for_rounds(100)
     drop_caches()
     found = {name: one for name, one in digest(point).items() if name in writer.written}
     kept = [digest(copy) == tree for copy in copied]
