@@ -72,7 +72,8 @@ def table(*, quick: bool) -> list[Section]:
                 )
             ],
             (OURS, PYTHON, FILE, NOOP, QCOW2),
-            ((OURS, FILE), (OURS, QCOW2)),
+            # The last says what nbdkit has to give.
+            ((OURS, FILE), (OURS, QCOW2), (FILE, QCOW2)),
         ),
         Section(
             THREADED,
