@@ -18,6 +18,7 @@ import fcntl
 import mmap
 import os
 import struct
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self
@@ -42,6 +43,8 @@ class DirectDevice(DataDevice):
     """An open data device past the page cache. Use `open_direct`."""
 
     direct = True
+    # There are no folios to keep small.
+    _most = sys.maxsize
 
     def __init__(self, path: Path, fd: int, *, read_only: bool, cache_bytes: int) -> None:
         super().__init__(path, fd, read_only=read_only)

@@ -10,6 +10,10 @@
 _Static_assert (sizeof (table_entry) == 8, "an entry is eight bytes, as Python has it");
 _Static_assert (ATOMIC_LLONG_LOCK_FREE == 2, "an entry is loaded and stored at once");
 
+/* No write goes past a multiple of this, so that the page cache's folios stay small: as in
+ * thinpoold/device.py, which says why. */
+#define FOLIO_BYTES (128u << 10)
+
 static atomic_uint volumes;
 
 struct volume *
@@ -97,21 +101,28 @@ struct request {
   uint32_t left;
 };
 
-/* Does the I/O of the request's first `count` bytes, which are in one piece on the device. */
+/* Does the I/O of the request's first `count` bytes, which are in one piece on the device. Neither
+ * errors nor short transfers are dealt with here, in a second place. */
 static bool
 transfer (int fd, struct request *request, uint32_t count, uint64_t offset)
 {
-  ssize_t done = request->from == NULL ? pread (fd, request->into, count, (off_t) offset)
-                                       : pwrite (fd, request->from, count, (off_t) offset);
-
-  /* Neither errors nor short transfers are dealt with here, in a second place. */
-  if (done != (ssize_t) count)
-    return false;
-  if (request->from == NULL)
-    request->into += count;
-  else
-    request->from += count;
   request->left -= count;
+  if (request->from == NULL) {
+    if (pread (fd, request->into, count, (off_t) offset) != (ssize_t) count)
+      return false;
+    request->into += count;
+    return true;
+  }
+  while (count != 0) {
+    const uint32_t most = FOLIO_BYTES - (uint32_t) (offset % FOLIO_BYTES);
+    const uint32_t piece = count < most ? count : most;
+
+    if (pwrite (fd, request->from, piece, (off_t) offset) != (ssize_t) piece)
+      return false;
+    request->from += piece;
+    offset += piece;
+    count -= piece;
+  }
   return true;
 }
 

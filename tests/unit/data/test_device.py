@@ -11,7 +11,7 @@ import pytest
 from tests.support.tools import run
 from thinpoold import device as module
 from thinpoold import fallocate
-from thinpoold.device import DataDevice
+from thinpoold.device import FOLIO_BYTES, DataDevice
 from thinpoold.errors import DeviceError
 
 SIZE = 8 << 20
@@ -55,6 +55,33 @@ def test_short_transfers_are_continued(device: DataDevice, monkeypatch: pytest.M
     device.write_all([data, b"", data[:3], data], 1000)
     assert content(device, 10, 100) == data
     assert content(device, 1000, 203) == data + data[:3] + data
+
+
+def test_no_write_makes_a_large_folio(device: DataDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int]] = []
+    real = os.pwritev
+
+    def noted(fd: int, buffers: Any, offset: int) -> int:
+        calls.append((offset, sum(map(len, buffers))))
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "pwritev", noted)
+    data = bytes(range(256)) * (3 * FOLIO_BYTES // 256)
+    begin = FOLIO_BYTES - 4096
+    whole = [(begin, 4096), *((at * FOLIO_BYTES, FOLIO_BYTES) for at in (1, 2))]
+    whole.append((3 * FOLIO_BYTES, FOLIO_BYTES - 4096))
+    device.write(data, begin)
+    assert calls == whole
+    assert content(device, begin, len(data)) == data
+    calls.clear()
+    device.write_all([data[:5000], data[5000:]], begin)
+    assert calls == whole
+    assert content(device, begin, len(data)) == data
+    calls.clear()
+    # What lies within one is one call.
+    device.write(data[:FOLIO_BYTES], FOLIO_BYTES)
+    device.write_all([data[:1], data[1:2]], FOLIO_BYTES - 2)
+    assert calls == [(FOLIO_BYTES, FOLIO_BYTES), (FOLIO_BYTES - 2, 2)]
 
 
 def test_many_buffers(device: DataDevice) -> None:

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
@@ -21,6 +22,18 @@ extern struct nbdkit_filter *filter_init (void);
 extern void fastpath_offer (struct volume *volume);
 
 #define BLOCK 4096
+#define FOLIO (128 << 10)
+
+/* In the C library's place: what the filter writes, and in how many calls. */
+static unsigned writes;
+
+ssize_t
+pwrite (int fd, const void *buffer, size_t count, off_t offset)
+{
+  assert (count != 0 && offset / FOLIO == (offset + (off_t) count - 1) / FOLIO);
+  writes++;
+  return syscall (SYS_pwrite64, fd, buffer, count, offset);
+}
 
 /* What the plugin was asked for, a letter each; and what it answers. */
 static char asked[16];
@@ -110,6 +123,32 @@ static struct nbdkit_next_ops next = {
   .flush = plugin_flush,
 };
 
+/* What is written in one request makes no large folios, and is all there. */
+static void
+write_much (void)
+{
+  enum { BLOCKS = 100, FIRST = 16 };
+  static char data[BLOCKS * BLOCK], buffer[sizeof data];
+  static table_entry table[BLOCKS];
+  struct volume *volume = volume_new ();
+  const int device = memfd_create ("device", MFD_CLOEXEC);
+
+  assert (device >= 0 && ftruncate (device, (FIRST + BLOCKS) * BLOCK) == 0 && volume != NULL);
+  for (size_t n = 0; n < sizeof data; n++)
+    data[n] = (char) (n % 251);
+  table_store (table, BLOCKS, FIRST << ENTRY_SHIFT | ENTRY_IN_PLACE, ENTRY_STEP);
+  volume_show (volume, table, BLOCKS, BLOCK, sizeof data, device, true, NULL);
+  gate_open (&volume->gate);
+  writes = 0;
+  assert (volume_write (volume, data, sizeof data, 0));
+  /* From 64 to 464 KiB. */
+  assert (writes == 4);
+  assert (pread (device, buffer, sizeof buffer, FIRST * BLOCK) == (ssize_t) sizeof buffer);
+  assert (memcmp (buffer, data, sizeof data) == 0);
+  volume_unref (volume);
+  close (device);
+}
+
 int
 main (void)
 {
@@ -179,6 +218,7 @@ main (void)
   filter->close (handle);
   assert (volume_count () == 0);
   close (device);
+  write_much ();
   puts ("all as it should be");
   return 0;
 }
