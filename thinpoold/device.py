@@ -38,7 +38,7 @@ _MAX_BUFFERS = 1024
 
 # No write to the page cache goes past a multiple of this. A call makes folios as large as what it
 # writes, and ext4 goes through all the buffers of a folio at each later write into it: writing
-# 4 KiB into one of 1 MiB takes 20 us, into one of 128 KiB 6. plugins/fastpath/volume.c has the same.
+# 4 KiB into one of 1 MiB takes 20 us, into one of 128 KiB 6. As in plugins/fastpath/volume.c.
 FOLIO_BYTES = 128 << 10
 
 
