@@ -76,6 +76,8 @@ class Modes:
 
     def check_writable(self) -> None:
         """Raise `Stopped` unless the pool takes writes."""
+        if self.mode is Mode.WRITE:
+            return
         if self.mode is Mode.FAILED:
             raise Stopped(f"the pool has failed: {self.reason}", errno.EIO)
         if self.mode is Mode.READ_ONLY:

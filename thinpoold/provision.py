@@ -14,6 +14,7 @@ Thread-safety: called inside the volume's gate, from any thread, with no cell he
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 MAX_RUN_BYTES = 16 << 20
 # Up to here what surrounds a partial write goes through a buffer, into the same system call.
 _SMALL = 1 << 20
+# Each thread's buffer for one block: a new one each time costs more than to read into it.
+_own = threading.local()
 
 
 class Payload:
@@ -48,7 +51,7 @@ class Payload:
     def front(self, count: int) -> Buffer | None:
         """The first `count` bytes as a buffer; None for so many zeroes that they need none."""
         if self.data is not None:
-            return self.data[:count]
+            return self.data if count == self.count else self.data[:count]
         return ZEROES[:count] if count <= _SMALL else None
 
 
@@ -71,7 +74,9 @@ def write(volume: Volume, payload: Payload, offset: int, *, keep_holes: bool = F
     core, size = volume.core, volume.core.block_size
     first = offset // size
     last = min(-(-(offset + payload.count) // size), first + max(1, MAX_RUN_BYTES // size))
-    with volume.cells.hold(first, last):
+    cell = (first, last)
+    volume.cells.acquire(cell)
+    try:
         with core.lock:
             core.modes.check_writable()
             olds, last = survey(volume, first, last)
@@ -99,7 +104,9 @@ def write(volume: Volume, payload: Payload, offset: int, *, keep_holes: bool = F
             if not inserting:
                 core.unreserve(data, blocks)
             raise
-    return count
+        return count
+    finally:
+        volume.cells.release(cell)
 
 
 def survey(volume: Volume, first: int, last: int) -> tuple[list[Run], int]:
@@ -151,25 +158,46 @@ def _fill(core: Core, target: _Target, payload: Payload, within: int, count: int
     device, size = core.device, core.block_size
     begin = target.data * size
     end = begin + target.blocks * size
-    start, stop = begin + within, begin + within + count
-    first = target.old(target.first) if start > begin else None
-    last = target.old(target.first + target.blocks - 1) if stop < end else None
+    start = begin + within
+    stop = start + count
+    first = last = None
+    if target.olds:
+        first = target.old(target.first) if start > begin else None
+        last = target.old(target.first + target.blocks - 1) if stop < end else None
     zeroes = (
         payload.data is None or (start > begin and first is None) or (stop < end and last is None)
     )
     hole = zeroes and _is_zero(core, target)
+    body = None if hole and payload.data is None else payload.front(count)
+    if body is not None and hole == zeroes:
+        if first is None and last is None:
+            # What came is all there is to write.
+            device.write_all([body], start)
+            return count
+        if target.blocks == 1 and size <= _SMALL:
+            _copy_around(core, target.olds[0].data_begin, target.data, within, body)
+            return size
     pieces: list[tuple[int, Buffer]] = []
     if start > begin:
         _edge(core, first, 0, begin, start - begin, hole, pieces)
-    if payload.data is not None or not hole:
-        body = payload.front(count)
-        if body is not None:
-            pieces.append((start, body))
-        else:
-            device.zero(start, count)
+    if body is not None:
+        pieces.append((start, body))
+    elif not hole:
+        device.zero(start, count)
     if stop < end:
         _edge(core, last, size - (end - stop), stop, end - stop, hole, pieces)
     return _write_pieces(core, pieces)
+
+
+def _copy_around(core: Core, old: int, new: int, within: int, body: Buffer) -> None:
+    """Copy data block `old` to `new`, but for `body` at `within`."""
+    size = core.block_size
+    block: bytearray | None = getattr(_own, "block", None)
+    if block is None or len(block) != size:
+        block = _own.block = bytearray(size)
+    core.device.read(block, old * size)
+    block[within : within + len(body)] = body
+    core.device.write_all([block], new * size)
 
 
 def _is_zero(core: Core, target: _Target) -> bool:
@@ -226,15 +254,16 @@ def _write_pieces(core: Core, pieces: list[tuple[int, Buffer]]) -> int:
 
 def _insert(volume: Volume, target: _Target) -> None:
     """Map the written blocks."""
-    core = volume.core
-    first, last = target.first, target.first + target.blocks
-    core.give_up(
-        [
-            run._replace(length=min(run.length, last - run.begin))
-            for run in target.olds
-            if run.begin < last
-        ]
-    )
+    core, first = volume.core, target.first
+    if target.olds:
+        last = first + target.blocks
+        core.give_up(
+            [
+                run._replace(length=min(run.length, last - run.begin))
+                for run in target.olds
+                if run.begin < last
+            ]
+        )
     core.metadata.insert(volume.dev_id, first, target.data, target.blocks)
     core.recent.inserted(volume.dev_id, first, target.data, target.blocks)
     core.reservations.provisioned(volume.uuid, target.blocks)

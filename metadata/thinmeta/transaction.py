@@ -7,7 +7,7 @@ nothing else needs a copy here).
 
 Invariants
 
-1. A block in `owned` has one owner and is dirty in the open transaction, so it may be changed with
+1. A node in `owned` has one owner and is dirty in the open transaction, so it may be changed with
    no further look-up.  Whatever raises its count, frees it or closes the transaction takes it out.
 2. Blocks freed in a transaction are erased from the store by that transaction's commit, and their
    numbers are not used again before it (the space map sees to that).
@@ -106,7 +106,8 @@ class TransactionManager:
         """A newly allocated block of zeros.  Raises `NoMetadataSpace`."""
         block = self.counts.new_block()
         buffer = self._client.new(block, kind)
-        self.owned[block] = buffer
+        if kind is Kind.NODE:
+            self.owned[block] = buffer
         return buffer
 
     def new_at(self, block: int, kind: Kind) -> Buffer:

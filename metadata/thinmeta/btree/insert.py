@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from thinmeta.btree.layout import CHILDREN, KEYS_WORD, U32, Layout, entries_in
 from thinmeta.btree.shadow import shadow_child, shadow_root
@@ -33,12 +33,8 @@ KEY_LIMIT = 1 << 64
 SHARE_FRACTION = 8
 
 
-class Descent(NamedTuple):
-    """The leaf for a key, (node, child number) pairs above it, and the next leaf's first key."""
-
-    leaf: Buffer
-    path: list[tuple[Buffer, int]]
-    upper: int
+#: The leaf for a key, (node, child number) pairs above it, and the next leaf's first key.
+Descent: TypeAlias = tuple[Buffer, list[tuple[Buffer, int]], int]
 
 
 def insert_run(
@@ -52,7 +48,7 @@ def insert_run(
     size = layout.value_size
     replaced = done = 0
     while done < count:
-        top = shadow_root(tm, values, root)
+        top = tm.owned.get(root) or shadow_root(tm, values, root)
         root = top.block
         leaf, path, upper = _descend(tm, values, top, key)
         words = leaf.words
@@ -77,7 +73,8 @@ def insert_run(
                     array("Q", range(key, key + taken))
                 )
         base = layout.values_at + at * size
-        leaf.octets[base : base + taken * size] = packed[done * size : (done + taken) * size]
+        part = packed if taken == count else packed[done * size : (done + taken) * size]
+        leaf.octets[base : base + taken * size] = part
         done += taken
         key += taken
     return root, replaced
@@ -101,7 +98,7 @@ def _descend(tm: TransactionManager, values: Values[Any], buffer: Buffer, key: i
         path.append((buffer, child))
         buffer = owned.get(words[VALUES_WORD + child]) or shadow_child(tm, values, buffer, child)
         words = buffer.words
-    return Descent(buffer, path, upper)
+    return buffer, path, upper
 
 
 def _run_length(leaf: Buffer, at: int, have: int, wanted: int) -> int:

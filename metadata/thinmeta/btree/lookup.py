@@ -35,13 +35,15 @@ class LeafRange(NamedTuple):
 
 def find(tm: TransactionManager, root: int, key: int) -> tuple[Buffer, int] | None:
     """The leaf and entry of `key`, or None."""
-    buffer = tm.read(root, Kind.NODE)
+    owned = tm.owned
+    buffer = owned.get(root) or tm.read(root, Kind.NODE)
     words = buffer.words
     while words[0] >> 32 != LEAF:
         at = bisect_right(words, key, KEYS_WORD, KEYS_WORD + (words[ENTRIES_WORD] & U32))
         if at == KEYS_WORD:
             return None
-        buffer = tm.read(words[VALUES_WORD + at - KEYS_WORD - 1], Kind.NODE)
+        block = words[VALUES_WORD + at - KEYS_WORD - 1]
+        buffer = owned.get(block) or tm.read(block, Kind.NODE)
         words = buffer.words
     end = KEYS_WORD + (words[ENTRIES_WORD] & U32)
     at = bisect_left(words, key, KEYS_WORD, end)

@@ -78,11 +78,12 @@ class Devices:
 
     def for_change(self, dev_id: int) -> Device:
         """The device, whose root and details the caller will change.  Raises `NotFound`."""
+        if dev_id in self._changed:
+            return self._loaded[dev_id]
         device = self.get(dev_id)
-        if dev_id not in self._changed:
-            if dev_id not in self._own:
-                self._take_over(device)
-            self._changed.add(dev_id)
+        if dev_id not in self._own:
+            self._take_over(device)
+        self._changed.add(dev_id)
         return device
 
     def add(self, device: Device) -> None:

@@ -24,7 +24,6 @@ Thread safety: none of its own.  The caller holds one lock, the metadata lock, f
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator
 
 from thinmeta.btree import Cursor, Tree, next_portion
@@ -45,7 +44,7 @@ from thinmeta.thin import mappings
 from thinmeta.thin.devices import Device, Devices
 from thinmeta.thin.facts import Facts
 from thinmeta.thin.mappings import Mapping, Run
-from thinmeta.thin.values import MappingValues
+from thinmeta.thin.values import MappingValues, pack_run
 from thinmeta.transaction import FrozenTransaction, TransactionManager
 
 DEFAULT_CACHE_BYTES = 64 << 20
@@ -208,9 +207,7 @@ class ThinMetadata(Facts):
         What they were mapped to before has one owner less.  Raises `NotFound`.
         """
         device = self._devices.for_change(dev_id)
-        value = data_block << TIME_BITS | self._time
-        step = 1 << TIME_BITS
-        packed = array("Q", range(value, value + count * step, step)).tobytes()
+        packed = pack_run(data_block << TIME_BITS | self._time, count)
         device.root, replaced = self._mappings.insert_run(device.root, block, packed, count)
         self._data.claim(data_block, count)
         device.mapped_blocks += count - replaced

@@ -9,6 +9,7 @@ Thread safety: the caller holds the metadata lock.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from struct import Struct
 from typing import Final
@@ -22,6 +23,14 @@ from thinmeta.transaction import TransactionManager
 
 _DETAILS: Final = Struct("<QQII")
 assert _DETAILS.size == DETAILS_SIZE
+
+
+def pack_run(value: int, count: int) -> bytes:
+    """The mappings to `count` data blocks one after the other, of which the first is `value`."""
+    if count == 1:
+        return value.to_bytes(MAPPING_SIZE, "little")
+    step = 1 << TIME_BITS
+    return array("Q", range(value, value + count * step, step)).tobytes()
 
 
 def data_runs(leaf: Buffer, begin: int, end: int) -> Iterator[tuple[int, int]]:
