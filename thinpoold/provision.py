@@ -120,6 +120,8 @@ def survey(volume: Volume, first: int, last: int) -> tuple[list[Run], int]:
     if last - first == 1:
         mapping = metadata.lookup(volume.dev_id, first)
         found = [] if mapping is None else [Run(first, mapping.data_block, 1, mapping.shared)]
+    elif metadata.lacks(volume.dev_id, first, last):
+        return [], last
     else:
         found = metadata.runs(volume.dev_id, first, last)
     olds: list[Run] = []
@@ -259,7 +261,7 @@ def _insert(volume: Volume, target: _Target) -> None:
         last = first + target.blocks
         core.give_up(
             [
-                run._replace(length=min(run.length, last - run.begin))
+                run if run.begin + run.length <= last else run._replace(length=last - run.begin)
                 for run in target.olds
                 if run.begin < last
             ]

@@ -170,33 +170,38 @@ class Volume:
         failure: Exception | None = None
         size = self._block_size
         block, within = divmod(offset, size)
-        if within + count <= size:
-            gate = self.gate
-            gate.enter()
-            try:
-                entry = self._entries[block]
-                if entry & IN_PLACE == IN_PLACE:
-                    self._device.write(data, (entry >> DATA_SHIFT) * size + within)
-                    return
-                done = provision.write(self, Payload(memoryview(data), count), offset)
-            except (NoDataSpace, TransactionBroken):
-                # The slow way waits for what is missing.
-                done = 0
-            except DeviceError as error:
-                if error.errno not in FULL:
-                    raise
-                done = 0
-            except Exception as error:
-                failure = error
-            finally:
-                gate.leave()
-            if failure is not None:
-                self.core.settle_after(failure)
-                raise failure
-            if done == count:
-                self.core.throttle()
+        done = 0
+        gate = self.gate
+        gate.enter()
+        try:
+            entry = self._entries[block]
+            if within + count > size:
+                self.write(Payload(memoryview(data), count), offset)
+                done = count
+            elif entry & IN_PLACE == IN_PLACE:
+                self._device.write(data, (entry >> DATA_SHIFT) * size + within)
                 return
-        payload = Payload(memoryview(data), count)
+            else:
+                done = provision.write(self, Payload(memoryview(data), count), offset)
+        except (NoDataSpace, TransactionBroken):
+            # The slow way waits for what is missing.
+            pass
+        except DeviceError as error:
+            if error.errno not in FULL:
+                raise
+        except Exception as error:
+            failure = error
+        finally:
+            gate.leave()
+        if failure is not None:
+            self.core.settle_after(failure)
+            raise failure
+        if done == count:
+            self.core.throttle()
+        else:
+            self._write_again(Payload(memoryview(data), count), offset)
+
+    def _write_again(self, payload: Payload, offset: int) -> None:
         self.request(lambda: self.write(payload, offset))
 
     def check_change(self, offset: int, count: int) -> None:

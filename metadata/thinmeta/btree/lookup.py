@@ -52,6 +52,32 @@ def find(tm: TransactionManager, root: int, key: int) -> tuple[Buffer, int] | No
     return buffer, at - KEYS_WORD
 
 
+def lacks(tm: TransactionManager, root: int, begin: int, end: int) -> bool:
+    """Whether none of the keys begin..end-1 is there, as far as the path to `begin` tells.
+
+    False may also mean that the next leaf would have to be asked.
+    """
+    owned = tm.owned
+    following = end
+    buffer = owned.get(root) or tm.read(root, Kind.NODE)
+    words = buffer.words
+    while words[0] >> 32 != LEAF:
+        stop = KEYS_WORD + (words[ENTRIES_WORD] & U32)
+        at = bisect_right(words, begin, KEYS_WORD, stop)
+        if at < stop:
+            following = words[at]
+        if at == KEYS_WORD:
+            return end <= following
+        block = words[VALUES_WORD + at - KEYS_WORD - 1]
+        buffer = owned.get(block) or tm.read(block, Kind.NODE)
+        words = buffer.words
+    stop = KEYS_WORD + (words[ENTRIES_WORD] & U32)
+    at = bisect_left(words, begin, KEYS_WORD, stop)
+    if at < stop:
+        following = words[at]
+    return end <= following
+
+
 def path_shared(tm: TransactionManager, root: int, key: int) -> bool:
     """Whether some node on the path to `key` has more than one parent."""
     block = root

@@ -51,6 +51,10 @@ class Tree(Generic[V]):
         begin = layout.values_at + at * layout.value_size
         return self._values.unpack(leaf.octets[begin : begin + layout.value_size])
 
+    def lacks(self, root: int, begin: int, end: int) -> bool:
+        """Whether none of the keys begin..end-1 is there; False where that takes a second leaf."""
+        return lookup.lacks(self._tm, root, begin, end)
+
     def insert(self, root: int, key: int, value: V) -> int:
         """Insert or replace one key; the new root."""
         return insert.insert_run(self._tm, self._values, root, key, self._values.pack(value), 1)[0]

@@ -173,6 +173,13 @@ class ThinMetadata(Facts):
         """Where the device's virtual block is, or None.  Raises `NotFound`."""
         return mappings.lookup(self._tm, self._data, self._devices.get(dev_id), block)
 
+    def lacks(self, dev_id: int, begin: int, end: int) -> bool:
+        """Whether none of the virtual blocks begin..end-1 is mapped; quicker than `runs`.
+
+        False may also mean that `runs` has to tell.  Raises `NotFound`.
+        """
+        return self._mappings.lacks(self._devices.get(dev_id).root, begin, end)
+
     def runs(self, dev_id: int, begin: int, end: int) -> Iterator[Run]:
         """The mapped runs of virtual blocks begin..end-1; nothing may change meanwhile."""
         device = self._devices.get(dev_id)

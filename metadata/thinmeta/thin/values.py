@@ -37,6 +37,10 @@ def data_runs(leaf: Buffer, begin: int, end: int) -> Iterator[tuple[int, int]]:
     """The data blocks of a leaf's entries as runs (first, behind the last), in the leaf's order."""
     if begin == end:
         return
+    if end - begin == 1:
+        block = leaf.words[VALUES_WORD + begin] >> TIME_BITS
+        yield block, block + 1
+        return
     words = leaf.words[VALUES_WORD + begin : VALUES_WORD + end]
     first, last = words[0] >> TIME_BITS, words[-1] >> TIME_BITS
     blocks = [word >> TIME_BITS for word in words.tolist()]

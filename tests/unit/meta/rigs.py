@@ -154,6 +154,12 @@ class Forest(Rig):
         found = list(self.tree.items(self.roots[which], begin, end))
         model = self.models[which]
         assert found == sorted((k, v) for k, v in model.items() if begin <= k < end)
+        lacks = self.tree.lacks(self.roots[which], begin, end)
+        if found:
+            assert not lacks
+        elif begin >= max(model, default=0):
+            # Nothing follows, so the path to `begin` tells.
+            assert lacks
 
     def check(self) -> None:
         """Commits; then every tree equals its model and every count is right."""

@@ -314,6 +314,7 @@ class Pool:
             for n in range(run.length)
         ]
         assert found == expected
+        assert not (expected and self.metadata.lacks(dev, begin, end))
         for block, data, shared in expected[:3]:
             mapping = self.metadata.lookup(dev, block)
             assert mapping is not None
