@@ -85,7 +85,9 @@ class DataCache:
         self._source = source
         self._align = align
         self._count = limit_bytes // PIECE_BYTES
-        self._memory = mmap.mmap(-1, self._count * PIECE_BYTES)
+        # Private, or giving pages back would give nothing back.
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._memory = mmap.mmap(-1, self._count * PIECE_BYTES, flags=private)
         self._bytes = memoryview(self._memory)
         self._changed = threading.Condition(threading.Lock())
         self._cells = Cells()
@@ -131,8 +133,8 @@ class DataCache:
             self._write(rest, begin, stop)
 
     def prefetch(self, offset: int, count: int) -> None:
-        """Read what is missing of a range, as far as a quarter of the cache has room."""
-        for begin, stop in _portions(offset, offset + min(count, self.limit_bytes // 4)):
+        """Read what is missing of a range."""
+        for begin, stop in _portions(offset, offset + count):
             self._read(None, begin, stop)
 
     @contextmanager

@@ -49,6 +49,8 @@ class DataDevice:
     """
 
     direct = False
+    # The most that one request may have prefetched: whoever waits for it must not wait long.
+    prefetch_bytes: int = 64 << 20
     _most = FOLIO_BYTES
 
     def __init__(self, path: Path, fd: int, *, read_only: bool = False) -> None:

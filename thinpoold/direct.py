@@ -26,6 +26,7 @@ from typing import Final, Self
 from thinpoold.datacache import PIECE_BYTES, DataCache
 from thinpoold.device import ZEROES, Buffer, DataDevice, failure
 from thinpoold.errors import DeviceError
+from thinpoold.sizes import format_size
 
 _BLKSSZGET: Final = 0x1268  # linux/fs.h: _IO(0x12, 104)
 
@@ -50,7 +51,14 @@ class DirectDevice(DataDevice):
         super().__init__(path, fd, read_only=read_only)
         # copy_file_range would take the way through the page cache.
         self._can_copy = False
-        self.cache = DataCache(self, cache_bytes, _alignment(fd, regular=self.regular))
+        try:
+            self.cache = DataCache(self, cache_bytes, _alignment(fd, regular=self.regular))
+        except BaseException as error:
+            self.writeout.close()
+            if isinstance(error, OSError):
+                raise failure(f"a data cache of {format_size(cache_bytes)}", error) from None
+            raise
+        self.prefetch_bytes = self.cache.limit_bytes // 4
 
     @classmethod
     def open_direct(cls, path: Path, cache_bytes: int, *, read_only: bool = False) -> Self:
@@ -124,8 +132,11 @@ class DirectDevice(DataDevice):
     # --- space ----------------------------------------------------------------------------------
 
     def zero(self, offset: int, count: int) -> None:
-        with self.cache.change(offset, count):
-            done = self._zero_range(offset, count)
+        try:
+            with self.cache.change(offset, count):
+                done = self._zero_range(offset, count)
+        except OSError as error:
+            raise failure("zeroing of the data device", error) from None
         while count and not done:
             piece = min(count, len(ZEROES))
             self._write_through([ZEROES[:piece]], offset)

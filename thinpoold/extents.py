@@ -79,7 +79,8 @@ def _as_bytes(found: list[list[int]], offset: int, stop: int, size: int) -> list
 
 
 def prefetch(volume: Volume, offset: int, count: int) -> None:
-    """Start to bring a range of bytes into the page cache, its mappings first."""
+    """Start to bring a range of bytes into memory, its mappings first, and its data until that is
+    as much as the device prefetches for one request."""
     core, size = volume.core, volume.core.block_size
     if offset + count > volume.size:
         raise OutOfRange(f"cache past the end of volume {volume.name}", write=False)
@@ -90,7 +91,12 @@ def prefetch(volume: Volume, offset: int, count: int) -> None:
             core.check_whole()
             core.metadata.prefetch(volume.dev_id, begin, end)
             runs = list(core.metadata.runs(volume.dev_id, begin, end))
+        left = core.device.prefetch_bytes
         for run in runs:
-            core.device.prefetch(run.data_begin * size, run.length * size)
+            count = min(run.length * size, left)
+            if not count:
+                return
+            core.device.prefetch(run.data_begin * size, count)
+            left -= count
 
     volume.request(look, writes=False)

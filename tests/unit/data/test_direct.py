@@ -37,6 +37,11 @@ def device(path: Path) -> Iterator[DirectDevice]:
     opened.close()
 
 
+def resident() -> int:
+    """Bytes of memory that this process has of its own, or shares with others."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
 def content(device: DataDevice, offset: int, count: int) -> bytes:
     buffer = bytearray(count)
     device.read(buffer, offset)
@@ -124,11 +129,15 @@ def test_prefetch_reads_ahead(device: DirectDevice, monkeypatch: pytest.MonkeyPa
 
 
 def test_idle_memory_is_given_back(device: DirectDevice) -> None:
-    content(device, 0, 1 << 20)
-    assert device.cache.resident_bytes == 1 << 20
+    used = resident()
+    for offset in range(0, SIZE, 1 << 20):
+        content(device, offset, 1 << 20)
+    assert device.cache.resident_bytes == SIZE
+    assert resident() - used > SIZE // 2
     for _ in range(20):
         device.age()
     assert device.cache.resident_bytes == 0
+    assert resident() - used < SIZE // 2
     assert content(device, 0, 10) == bytes(10)
 
 
@@ -165,6 +174,18 @@ def test_errors_name_the_operation(device: DirectDevice, monkeypatch: pytest.Mon
     with pytest.raises(DeviceError, match="read of the data device"):
         content(device, SIZE - 10, 20)
     device.prefetch(SIZE, 100)
+
+    monkeypatch.setattr(fallocate, "_call", fail)
+    with pytest.raises(DeviceError, match="zeroing of the data device: No space") as caught:
+        device.zero(0, 1 << 20)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_cache_too_large_for_the_machine_is_refused(path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(DeviceError, match="a data cache of 1P"):
+        DirectDevice.open_direct(path, 1 << 50)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_where_there_is_no_direct_io_is_refused(

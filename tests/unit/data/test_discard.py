@@ -8,7 +8,7 @@ import pytest
 from tests.unit.data.rigs import BLOCK, Rig, finish, read, threads
 from thinpoold import admin, discard
 from thinpoold.errnos import NotFast
-from thinpoold.extents import Extent, extents
+from thinpoold.extents import Extent, extents, prefetch
 from thinpoold.settings import Settings
 from thinpoold.volume import Volume
 
@@ -180,6 +180,24 @@ def test_extents_are_holes_and_data_coalesced(rig: Rig) -> None:
         Extent(4 * BLOCK, 2 * BLOCK, mapped=True)
     ]
     assert extents(volume, 7 * BLOCK, BLOCK) == [Extent(7 * BLOCK, BLOCK, mapped=False)]
+
+
+def test_prefetch_ends_where_one_request_has_had_enough(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = rig.create(size=40 * BLOCK)
+    # No two in one run.
+    for block in range(0, 40, 2):
+        volume.pwrite(b"x", block * BLOCK)
+    calls: list[int] = []
+    device = rig.pool.device
+    monkeypatch.setattr(device, "prefetch", lambda offset, count: calls.append(count))
+    prefetch(volume, 0, volume.size)
+    assert calls == [BLOCK] * 20
+    calls.clear()
+    monkeypatch.setattr(device, "prefetch_bytes", 3 * BLOCK + 512)
+    prefetch(volume, 0, volume.size)
+    assert calls == [BLOCK, BLOCK, BLOCK, 512]
 
 
 def test_an_answer_may_be_cut_short_but_goes_on_where_it_ended(
