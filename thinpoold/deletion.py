@@ -67,15 +67,18 @@ class Deletion:
             self.timer.kick()
 
     def stop(self) -> None:
-        """End the thread; what it does not get done is left to the next process."""
+        """End the thread, and whoever else deletes; what is left is the next process's."""
         self._stopping = True
         self.timer.stop()
+        with self._working:
+            # Whoever was at it has left.
+            pass
 
     def finish(self, dev_ids: Iterable[int]) -> int:
         """Delete these devices, whose notes are durable, and commit; how many data blocks went.
 
-        Raises `Stopped` when the pool takes no writes, and what the metadata or a commit raises:
-        what is left then goes when the pool is opened anew.
+        Raises `Stopped` when the pool takes no writes, and what the metadata or a commit raises.
+        What is left then, or when the process ends, goes when the pool is opened anew.
         """
         freed = 0
         with self._working:
@@ -84,25 +87,25 @@ class Deletion:
             for dev_id in dev_ids:
                 if dev_id in left:
                     freed += self._delete(dev_id)
-        self._core.flush()
+            self._core.flush()
         return freed
 
     def go_on(self) -> None:
         """Delete, and commit, what is left of earlier deletions. Raises as `finish`."""
         with self._working:
             for dev_id in self._pending():
-                self._delete(dev_id, leave=True)
-        self._core.flush()
+                self._delete(dev_id)
+            self._core.flush()
 
     def _pending(self) -> list[int]:
         with self._core.lock:
             return noted(self._core.metadata)
 
-    def _delete(self, dev_id: int, *, leave: bool = False) -> int:
+    def _delete(self, dev_id: int) -> int:
         core, metadata = self._core, self._core.metadata
         freed = 0
         at: Cursor | None = Cursor()
-        while at is not None and not (leave and self._stopping):
+        while at is not None and not self._stopping:
             with core.settled(), core.changing():
                 used = metadata.data_used
                 at = metadata.delete_some(dev_id, at)

@@ -2,7 +2,8 @@
 
 Each is a function of an open pool and the verb's parameters, and returns what its `--json` prints.
 Those that change the pool are durable when they return; what is refused has changed nothing. Names
-and sizes are checked here, whoever calls.
+and sizes are checked here, whoever calls. Those that give much back have a `begin_` of their own: it
+returns a function for the part that takes its time, which others need not wait for.
 
 Thread-safety: any thread; callers run those that change the pool one at a time.
 """
@@ -10,10 +11,12 @@ Thread-safety: any thread; callers run those that change the pool one at a time.
 from thinpoold.admin.facts import find, info, list_volumes, status, tree
 from thinpoold.admin.memory import memory
 from thinpoold.admin.settings import get_settings, grow, set_settings
-from thinpoold.admin.snapshots import rollback, snapshot
-from thinpoold.admin.volumes import create, delete, rename, resize
+from thinpoold.admin.snapshots import begin_rollback, rollback, snapshot
+from thinpoold.admin.volumes import begin_delete, create, delete, rename, resize
 
 __all__ = [
+    "begin_delete",
+    "begin_rollback",
     "create",
     "delete",
     "find",

@@ -8,13 +8,13 @@ Invariants
    keeps its name and uuid, and its old device becomes a snapshot's, or is left to `deletion`. One
    transaction.
 
-Thread-safety: any thread; one at a time.
+Thread-safety: any thread; one at a time, but for what `begin_rollback` returns.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from thinpoold.admin.facts import Fact, describe
 from thinpoold.errors import NoSpace, UserError, VolumeExists, VolumeInUse
@@ -49,6 +49,15 @@ def rollback(pool: Pool, name: str, snapshot: str, discard_current: bool = False
 
     Raises `NoSuchVolume`, `VolumeInUse` while clients have the volume open.
     """
+    return begin_rollback(pool, name, snapshot, discard_current)()
+
+
+def begin_rollback(
+    pool: Pool, name: str, snapshot: str, discard_current: bool = False
+) -> Callable[[], Fact]:
+    """Do the transaction of `rollback`; what it discards goes in the function returned, beside
+    other changes.
+    """
     if name == snapshot:
         raise UserError(f"{name!r} cannot be rolled back to itself: name one of its snapshots")
     kept = None
@@ -73,10 +82,15 @@ def rollback(pool: Pool, name: str, snapshot: str, discard_current: bool = False
             pool.put_volume(kept)
         pool.put_volume(dataclasses.replace(volume, dev_id=new, size=source.size))
         record = pool.registry.get(name)
-    if discard_current:
-        pool.deletion.finish([old])
     (fact,) = describe(pool, [record])
-    return {"volume": fact, "kept": kept.name if kept is not None else None}
+    answer: Fact = {"volume": fact, "kept": kept.name if kept is not None else None}
+
+    def finish() -> Fact:
+        if discard_current:
+            pool.deletion.finish([old])
+        return answer
+
+    return finish
 
 
 def _snapshot(pool: Pool, origin: VolumeRecord, name: str, *, read_only: bool) -> VolumeRecord:

@@ -1,12 +1,12 @@
 """Volumes: create, resize, rename, delete.
 
-Thread-safety: any thread; one at a time.
+Thread-safety: any thread; one at a time, but for what `begin_delete` returns.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from thinmeta.thin import ThinMetadata
 from thinpoold import discard
@@ -92,19 +92,28 @@ def delete(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact:
     In one transaction all are gone for good; what they held is given back after that, before this
     returns. Raises `NoSuchVolume`, `VolumeInUse`; then none is deleted.
     """
+    return begin_delete(pool, names, dry_run)()
+
+
+def begin_delete(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Callable[[], Fact]:
+    """Do the transaction of `delete`; the rest is the function returned, beside other changes."""
     names = list(dict.fromkeys(names))
     if dry_run:
-        freed = _would_free(pool, names)
-    else:
-        with pool.changing():
-            records = [pool.registry.get(name) for name in names]
-            for record in records:
-                _check_closed(pool, record.uuid, record.name)
-            for record in records:
-                pool.registry.remove(record)
-                pool.deletion.add(record.dev_id)
-                pool.core.reservations.promise(record.uuid, 0)
-        freed = pool.deletion.finish([record.dev_id for record in records])
+        would = _fact_of_deletion(pool, names, _would_free(pool, names), dry_run=True)
+        return lambda: would
+    with pool.changing():
+        records = [pool.registry.get(name) for name in names]
+        for record in records:
+            _check_closed(pool, record.uuid, record.name)
+        for record in records:
+            pool.registry.remove(record)
+            pool.deletion.add(record.dev_id)
+            pool.core.reservations.promise(record.uuid, 0)
+    devices = [record.dev_id for record in records]
+    return lambda: _fact_of_deletion(pool, names, pool.deletion.finish(devices), dry_run=False)
+
+
+def _fact_of_deletion(pool: Pool, names: list[str], freed: int, *, dry_run: bool) -> Fact:
     return {"volumes": names, "freed": freed * pool.core.block_size, "dry_run": dry_run}
 
 

@@ -4,7 +4,8 @@ Invariants
 
 1. Whatever the line holds and whatever a method raises, an answer comes out; nothing propagates.
 2. Methods that change the pool run one at a time, whichever connection they come from, so that
-   what a method checked still holds when it acts. Those that only look do not wait for them.
+   what a method checked still holds when it acts. Those that only look do not wait for them; nor
+   does anybody wait for what a method leaves to do when its change is made.
 
 Thread-safety: `answer` and `call` may be called from any thread.
 """
@@ -44,7 +45,8 @@ class Dispatcher:
             raise RpcError(METHOD_NOT_FOUND, f"no method {name[:40]!r}; there are: {known}")
         params = bind(method.params, given)
         with self._changing if method.changes else contextlib.nullcontext():
-            return method.run(self._host, params)
+            result = method.run(self._host, params)
+        return result() if callable(result) else result
 
     def _respond(self, call: Request | RpcError) -> bytes | None:
         if isinstance(call, RpcError):

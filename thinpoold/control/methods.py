@@ -58,12 +58,16 @@ class Host(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """One method. `doc` opens with a line of summary; `returns` says what the result holds."""
+    """One method. `doc` opens with a line of summary; `returns` says what the result holds.
+
+    What `run` returns is the result, or a function that does the rest of the work and returns it;
+    others that change the pool do not wait for that.
+    """
 
     name: str
     doc: str
     returns: str
-    run: Callable[[Host, Params], Result]
+    run: Callable[[Host, Params], Result | Callable[[], Result]]
     params: tuple[Param, ...] = ()
     changes: bool = False
 
@@ -103,7 +107,7 @@ def _reconnect(host: Host, params: Params) -> Result:
     return {**fact, "uri": volume_uri(host.server_uri, str(fact["name"])), "left": left}
 
 
-def _admin(function: str) -> Callable[[Host, Params], Result]:
+def _admin(function: str) -> Callable[[Host, Params], Result | Callable[[], Result]]:
     """Return a method that is one function of thinpoold.admin, parameters and all.
 
     Imported when it is called: the documentation and the command line's help need only the table.
@@ -112,7 +116,7 @@ def _admin(function: str) -> Callable[[Host, Params], Result]:
     def run(host: Host, params: Params) -> Result:
         from thinpoold import admin
 
-        result: Result = getattr(admin, function)(host.pool, **params)
+        result: Result | Callable[[], Result] = getattr(admin, function)(host.pool, **params)
         return result
 
     return run
@@ -267,7 +271,7 @@ METHODS: dict[str, Method] = {
             "They are gone for good in one transaction; then their space is given back, and the "
             "answer comes.",
             "`volumes` (names), `freed` (bytes), `dry_run`",
-            _admin("delete"),
+            _admin("begin_delete"),
             (
                 Param("names", TEXTS, "the volumes"),
                 Param("dry_run", FLAG, "only say what would be freed", False),
@@ -279,7 +283,7 @@ METHODS: dict[str, Method] = {
             "Make a volume's content that of a snapshot. Newer snapshots stay.",
             "`volume`, as `list` has it; `kept`, the name of the snapshot that holds what the "
             "volume held before, or null",
-            _admin("rollback"),
+            _admin("begin_rollback"),
             (
                 _NAME,
                 Param("snapshot", TEXT, "the volume whose content it gets"),

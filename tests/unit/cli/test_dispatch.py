@@ -2,6 +2,7 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -154,6 +155,28 @@ def test_changes_run_one_at_a_time_and_looks_do_not_wait(monkeypatch: pytest.Mon
     for thread in threads:
         thread.join()
     assert results == [{}, {}, {}]
+
+
+def test_nobody_waits_for_what_a_change_leaves_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, leave = threading.Event(), threading.Event()
+
+    def rest() -> Result:
+        begun.set()
+        assert leave.wait(60)
+        return {"rest": "done"}
+
+    table = {
+        "long": Method("long", "", "", lambda host, given: rest, changes=True),
+        "change": Method("change", "", "", lambda host, given: {}, changes=True),
+    }
+    monkeypatch.setattr(dispatch, "METHODS", table)
+    dispatcher = Dispatcher(FakeHost())
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(dispatcher.call, "long", {})
+        assert begun.wait(60)
+        assert dispatcher.call("change", {}) == {}
+        leave.set()
+        assert answer.result() == {"rest": "done"}
 
 
 KINDS: dict[params.Kind, list[Any]] = {

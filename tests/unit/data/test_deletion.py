@@ -229,12 +229,26 @@ def test_a_pool_that_takes_no_writes_leaves_it(rig: Rig) -> None:
     rig.close()
 
 
-def test_the_end_of_the_daemon_does_not_wait_for_it(rig: Rig) -> None:
-    rig.pool.close_volume(full(rig, "v"))
+def go_on_from(rig: Rig) -> None:
+    """As a daemon that finds a deletion begun."""
     with rig.pool.changing():
         record = rig.pool.registry.get("v")
         rig.pool.registry.remove(record)
         rig.pool.deletion.add(record.dev_id)
+    rig.pool.deletion.start()
+
+
+def asked_for(rig: Rig) -> None:
+    """As a daemon that was told to delete."""
+    rig.pool.deletion.start()
+    threading.Thread(target=admin.delete, args=(rig.pool, ["v"])).start()
+
+
+@pytest.mark.parametrize("begin", [go_on_from, asked_for])
+def test_the_end_of_the_daemon_does_not_wait_for_it(
+    rig: Rig, begin: Callable[[Rig], None]
+) -> None:
+    rig.pool.close_volume(full(rig, "v"))
     reached, go = threading.Event(), threading.Event()
 
     def hold(number: int) -> None:
@@ -242,7 +256,7 @@ def test_the_end_of_the_daemon_does_not_wait_for_it(rig: Rig) -> None:
         assert go.wait(PATIENCE)
 
     between(rig, hold)
-    rig.pool.deletion.start()
+    begin(rig)
     assert reached.wait(PATIENCE)
     stopping = threading.Thread(target=rig.pool.deletion.stop)
     stopping.start()
