@@ -159,7 +159,8 @@ class Core:
                 if self._broken is not None:
                     raise self._broken
                 self.modes.check_flushable()
-                if self.modes.takes_writes and self.metadata.dirty:
+                # Also of a pool that has become read-only without losing anything.
+                if self.metadata.dirty:
                     frozen = self.metadata.freeze()
                     self.unshared.freeze()
                     self.recent.freeze()
@@ -264,21 +265,20 @@ class Core:
         committed if only a look-up had; and the pool is read-only or failed.
         """
         if error is not None:
-            if not self.modes.takes_writes:
-                return
-            log.error("metadata: %s", error)
-            if isinstance(error, Corrupt):
-                with self.lock:
+            with self.lock:
+                if not self.modes.takes_writes:
+                    return
+                log.error("metadata: %s", error)
+                # Before the commit: no write is answered that it would leave out.
+                if isinstance(error, Corrupt):
                     self.metadata.set_needs_check(True)
+                self.modes.degrade(Mode.READ_ONLY, str(error), lost_data=False)
+                for volume in self.volumes.values():
+                    volume.forget()
         try:
             self.flush()
         except Exception as raised:
             log.error("commit: %s", raised)
-        if error is not None:
-            with self.lock:
-                self.modes.degrade(Mode.READ_ONLY, str(error), lost_data=False)
-                for volume in self.volumes.values():
-                    volume.forget()
 
     # --- data blocks ----------------------------------------------------------------------------
 

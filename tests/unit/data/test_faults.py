@@ -267,6 +267,42 @@ def test_a_look_up_that_meets_damage_fails_and_the_pool_stops_with_all_that_was_
     rig.close()
 
 
+def test_no_write_is_answered_that_the_last_commit_of_a_stopping_pool_leaves_out(
+    tmp_path: Path,
+) -> None:
+    rig, before = prepare(tmp_path)
+    volume = rig.pool.open_volume("v")
+    volume.pwrite(b"x" * 512, 5 * BLOCK)
+    volume.table.drop()
+    reached, go = rig.device.hold("flush")
+    with threads() as pool:
+        stopping = pool.submit(rig.pool.core.settle, Corrupt("checksum", "block 7", "bad"))
+        assert reached.wait(PATIENCE)
+        with pytest.raises(PoolStopped):
+            volume.pwrite(b"late" * 128, 7 * BLOCK)
+        go.set()
+        finish(stopping)
+    rig.pool.core.flush()
+    rig.crash()
+    assert rig.pool.metadata.needs_check
+    expected = bytearray(before)
+    expected[5 * BLOCK : 5 * BLOCK + 512] = b"x" * 512
+    assert read(rig.pool.open_volume("v")) == bytes(expected)
+    rig.close()
+
+
+def test_a_change_that_no_commit_holds_yet_is_committed_by_a_pool_that_has_stopped(
+    rig: Rig,
+) -> None:
+    """Reading was what failed: what was answered before is flushed all the same."""
+    volume = rig.create()
+    volume.pwrite(b"x" * BLOCK, 0)
+    rig.pool.core.modes.degrade(Mode.READ_ONLY, "a look-up failed", lost_data=False)
+    rig.pool.core.flush()
+    rig.crash()
+    assert read(rig.pool.open_volume("v"), 0, BLOCK) == b"x" * BLOCK
+
+
 def test_damage_beside_what_is_read_does_not_fail_the_read(tmp_path: Path) -> None:
     rig, before = prepare(tmp_path)
     volume = rig.pool.open_volume("v")
