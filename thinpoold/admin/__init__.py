@@ -2,8 +2,8 @@
 
 Each is a function of an open pool and the verb's parameters, and returns what its `--json` prints.
 Those that change the pool are durable when they return; what is refused has changed nothing. Names
-and sizes are checked here, whoever calls. Those that give much back have a `begin_` of their own: it
-returns a function for the part that takes its time, which others need not wait for.
+and sizes are checked here, whoever calls. Those that give much back have a `begin_` of their own,
+which returns a function for the part that takes its time: others need not wait for that.
 
 Thread-safety: any thread; callers run those that change the pool one at a time.
 """

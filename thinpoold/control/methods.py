@@ -32,6 +32,8 @@ _FINISH_SECONDS = 10.0
 
 Params: TypeAlias = dict[str, Json]
 Result: TypeAlias = dict[str, Json]
+# The result, or what does the rest of the work and returns it.
+Outcome: TypeAlias = Result | Callable[[], Result]
 
 
 class Host(Protocol):
@@ -60,14 +62,13 @@ class Host(Protocol):
 class Method:
     """One method. `doc` opens with a line of summary; `returns` says what the result holds.
 
-    What `run` returns is the result, or a function that does the rest of the work and returns it;
-    others that change the pool do not wait for that.
+    Others that change the pool wait for `run`, not for what it leaves to do.
     """
 
     name: str
     doc: str
     returns: str
-    run: Callable[[Host, Params], Result | Callable[[], Result]]
+    run: Callable[[Host, Params], Outcome]
     params: tuple[Param, ...] = ()
     changes: bool = False
 
@@ -107,17 +108,17 @@ def _reconnect(host: Host, params: Params) -> Result:
     return {**fact, "uri": volume_uri(host.server_uri, str(fact["name"])), "left": left}
 
 
-def _admin(function: str) -> Callable[[Host, Params], Result | Callable[[], Result]]:
+def _admin(function: str) -> Callable[[Host, Params], Outcome]:
     """Return a method that is one function of thinpoold.admin, parameters and all.
 
     Imported when it is called: the documentation and the command line's help need only the table.
     """
 
-    def run(host: Host, params: Params) -> Result:
+    def run(host: Host, params: Params) -> Outcome:
         from thinpoold import admin
 
-        result: Result | Callable[[], Result] = getattr(admin, function)(host.pool, **params)
-        return result
+        outcome: Outcome = getattr(admin, function)(host.pool, **params)
+        return outcome
 
     return run
 
