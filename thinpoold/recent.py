@@ -46,6 +46,8 @@ _CRC_BYTES: Final = 4
 _KIND_SHIFT: Final = 24
 _INSERT: Final = 1
 _REMOVE: Final = 2
+# No insertion follows this one.
+_NOTHING: Final = (-1, 0, 0, 0)
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -80,10 +82,11 @@ class RecentChanges:
         self._uuid = uuid
         self._boot = _boot_id()
         self._fds: list[int] = []
-        # The file at hand, where its next record goes, and the last record's change, to lengthen.
+        # The file at hand, where its next record goes, and the last insertion, to lengthen, as
+        # device, block, data block, count.
         self._fd = -1
         self._end = 0
-        self._last = Change(0, 0, 0, None)
+        self._last = _NOTHING
         self._generation = 0
 
     def leftovers(self) -> list[Leftover]:
@@ -112,20 +115,22 @@ class RecentChanges:
 
     def inserted(self, dev_id: int, block: int, data_block: int, count: int) -> None:
         """Virtual blocks were mapped."""
-        last = self._last
+        last_dev, last_block, last_data, last_count = self._last
+        end = self._end
         if (
-            last.data_block is not None
-            and last.dev_id == dev_id
-            and last.block + last.count == block
-            and last.data_block + last.count == data_block
+            last_block + last_count == block
+            and last_data + last_count == data_block
+            and last_dev == dev_id
         ):
-            self._end -= _RECORD.size
-            block, data_block, count = last.block, last.data_block, last.count + count
-        self._note(_INSERT, Change(dev_id, block, count, data_block))
+            end -= _RECORD.size
+            block, data_block, count = last_block, last_data, last_count + count
+        self._note(_INSERT << _KIND_SHIFT | dev_id, block, data_block, count, end)
+        self._last = (dev_id, block, data_block, count)
 
     def removed(self, dev_id: int, begin: int, end: int) -> None:
         """Virtual blocks begin..end-1 were unmapped."""
-        self._note(_REMOVE, Change(dev_id, begin, end - begin, None))
+        self._note(_REMOVE << _KIND_SHIFT | dev_id, begin, 0, end - begin, self._end)
+        self._last = _NOTHING
 
     def freeze(self) -> None:
         """The open transaction is being committed; what follows is noted on top of it."""
@@ -157,7 +162,7 @@ class RecentChanges:
 
     def _start(self, fd: int, generation: int) -> None:
         self._generation = generation
-        self._fd, self._end, self._last = fd, _HEADER.size, Change(0, 0, 0, None)
+        self._fd, self._end, self._last = fd, _HEADER.size, _NOTHING
         packed = _HEADER.pack(_MAGIC, generation, self._boot, self._uuid, 0)
         try:
             os.ftruncate(fd, 0)
@@ -165,23 +170,16 @@ class RecentChanges:
         except OSError as error:
             self._failed(error)
 
-    def _note(self, kind: int, change: Change) -> None:
+    def _note(self, what: int, block: int, data_block: int, count: int, at: int) -> None:
         if self._fd < 0:
             return
-        packed = _RECORD.pack(
-            kind << _KIND_SHIFT | change.dev_id,
-            change.block,
-            change.data_block or 0,
-            change.count,
-            0,
-        )
+        packed = _RECORD.pack(what, block, data_block, count, 0)
         try:
-            _put(self._fd, _sealed(packed), self._end)
+            _put(self._fd, _sealed(packed), at)
         except OSError as error:
             self._failed(error)
             return
-        self._end += _RECORD.size
-        self._last = change
+        self._end = at + _RECORD.size
 
     def _failed(self, error: OSError) -> None:
         # Until the next commit nothing is noted: later changes may rest on the one that is missing.
