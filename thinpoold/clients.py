@@ -11,20 +11,24 @@ Invariants
 3. A client whose connection takes no more requests gets the answers to those that nbdkit has, and
    then its end of file. That goes for connections served by one thread alone: of several, the one
    that sees the end has nbdkit answer what the others have in hand with an error.
+4. It works without a free descriptor: that is when those who have taken them must be found.
 
-Thread-safety: any thread.
+Thread-safety: any thread. `_looking` guards the descriptor that duplicates are made at.
 """
 
+import errno
+import functools
 import ipaddress
 import os
+import resource
 import select
 import socket
 import stat
 import struct
+import threading
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeAlias, TypeVar
 
 from thinpoold.paths import CONTROL_SOCKET
 
@@ -32,13 +36,15 @@ Addresses: TypeAlias = frozenset[Any]
 # Where a client over a network is: its address, as text, and its port.
 Place: TypeAlias = tuple[str, int]
 
+T = TypeVar("T")
+
 _LOOK_AGAIN = 0.01
+_looking = threading.Lock()
 
 
 def listening() -> Addresses:
     """The addresses at which this process waits for NBD clients."""
-    with _sockets() as sockets:
-        found = {_address(one) for one in sockets if _listens(one)}
+    found = _each(lambda one: _address(one) if _listens(one) else None)
     return frozenset(name for name in found if not str(name).endswith(CONTROL_SOCKET))
 
 
@@ -47,10 +53,7 @@ def hang_up(addresses: Addresses) -> bool:
 
     Both ways: requests under way are carried out, and their answers go nowhere.
     """
-    with _clients(addresses) as clients:
-        for client in clients:
-            _shut(client, socket.SHUT_RDWR)
-        return bool(clients)
+    return bool(_clients(addresses, lambda one: _shut(one, socket.SHUT_RDWR)))
 
 
 def ports(addresses: Addresses) -> Addresses:
@@ -60,17 +63,16 @@ def ports(addresses: Addresses) -> Addresses:
 
 def places(addresses: Addresses) -> set[Place]:
     """Where the clients over a network are that have connected to these addresses."""
-    with _clients(addresses) as clients:
-        return {place for one in clients if (place := _place(one)) is not None}
+    return set(_clients(addresses, _place))
 
 
 def hang_up_at(addresses: Addresses, chosen: Collection[Place]) -> int:
     """Shut the connections from these places, both ways; return how many there were."""
-    with _clients(addresses) as clients:
-        found = [one for one in clients if _place(one) in chosen]
-        for one in found:
-            _shut(one, socket.SHUT_RDWR)
-        return len(found)
+    return len(
+        _clients(
+            addresses, lambda one: _shut(one, socket.SHUT_RDWR) if _place(one) in chosen else None
+        )
+    )
 
 
 def finish_all(addresses: Addresses, seconds: float) -> None:
@@ -81,10 +83,8 @@ def finish_all(addresses: Addresses, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while True:
         # Again and again: there may be one more that nbdkit has just accepted.
-        with _clients(addresses) as clients:
-            for client in clients:
-                _shut(client, socket.SHUT_RD)
-        if not clients or time.monotonic() >= deadline:
+        left = _clients(addresses, lambda one: _shut(one, socket.SHUT_RD))
+        if not left or time.monotonic() >= deadline:
             return
         time.sleep(_LOOK_AGAIN)
 
@@ -100,59 +100,89 @@ def finish(pids: Collection[int], *, shut: int | None, seconds: float) -> int:
     """
     addresses = listening()
     deadline = time.monotonic() + seconds
+    if shut is not None:
+        how = shut
+        _clients(addresses, lambda one: _shut(one, how) if _process(one) in pids else None)
     while True:
-        with _clients(addresses) as clients:
-            if shut is not None:
-                for one in clients:
-                    if _process(one) in pids:
-                        _shut(one, shut)
-                shut = None
-            left = sum(_ended(one) for one in clients if _process(one) in (0, *pids))
+        left = sum(
+            _clients(addresses, lambda one: _ended(one) if _process(one) in (0, *pids) else None)
+        )
         if not left or time.monotonic() >= deadline:
             return left
         time.sleep(_LOOK_AGAIN)
 
 
-@contextmanager
-def _clients(addresses: Addresses) -> Iterator[list[socket.socket]]:
-    with _sockets() as sockets:
-        yield [one for one in sockets if not _listens(one) and _address(one) in addresses]
+def _clients(addresses: Addresses, see: Callable[[socket.socket], T | None]) -> list[T]:
+    """What `see` makes of each client of these addresses, where that is something."""
+    return _each(lambda one: see(one) if not _listens(one) and _address(one) in addresses else None)
 
 
-@contextmanager
-def _sockets() -> Iterator[list[socket.socket]]:
-    """Duplicates of all stream sockets of this process."""
-    copies = []
+def _each(see: Callable[[socket.socket], T | None]) -> list[T]:
+    """What `see` makes of each stream socket of this process, where that is something.
+
+    It is shown duplicates, one after the other: each is gone when it returns.
+    """
+    made = []
+    with _looking:
+        nothing, own = _spare()
+        for fd in _numbers():
+            if fd == own or not _is_socket(fd):
+                continue
+            try:
+                os.dup2(fd, own, inheritable=False)
+            except OSError as error:
+                if error.errno == errno.EBADF:  # It has just been closed.
+                    continue
+                raise
+            try:
+                found = _seen(own, see)
+            finally:
+                # At once: until then what nbdkit closes stays open.
+                os.dup2(nothing, own, inheritable=False)
+            if found is not None:
+                made.append(found)
+    return made
+
+
+@functools.cache
+def _spare() -> tuple[int, int]:
+    """Two descriptors of nothing: one to look at others by, and what to put there afterwards.
+
+    Opened at the first look and kept: when somebody has used up all there are is when it matters.
+    One that was let go for the moment would be nbdkit's next connection.
+    """
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    return nothing, os.dup(nothing)
+
+
+def _numbers() -> Iterable[int]:
+    """The descriptors that there are, and maybe some that are not."""
     try:
-        for fd in map(int, os.listdir("/proc/self/fd")):
-            copy = _copy(fd)
-            if copy is not None:
-                copies.append(copy)
-        yield copies
-    finally:
-        for copy in copies:
-            copy.close()
+        return map(int, os.listdir("/proc/self/fd"))
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    # None is left to list them with: all that this process may have, it has.
+    return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
-def _copy(fd: int) -> socket.socket | None:
+def _is_socket(fd: int) -> bool:
     try:
         # Asked before it is duplicated: who closes any descriptor of a file loses all POSIX locks
         # on it, and LMDB's tell other processes that this one's readers are alive.
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            return None
-        own = os.dup(fd)
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
     except OSError:
+        return False
+
+
+def _seen(own: int, see: Callable[[socket.socket], T | None]) -> T | None:
+    if not _is_socket(own):
         return None
+    one = socket.socket(fileno=own)
     try:
-        if stat.S_ISSOCK(os.fstat(own).st_mode):
-            copy = socket.socket(fileno=own)
-            if copy.type == socket.SOCK_STREAM and copy.getsockname():
-                return copy
-            own = copy.detach()
-    except OSError:
-        pass
-    os.close(own)
-    return None
+        return see(one) if one.type == socket.SOCK_STREAM and one.getsockname() else None
+    finally:
+        one.detach()
 
 
 def _listens(one: socket.socket) -> bool:
@@ -195,8 +225,10 @@ def _ended(one: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _shut(one: socket.socket, how: int) -> None:
+def _shut(one: socket.socket, how: int) -> bool:
+    """Shut it, if it is not yet; return that it was there."""
     try:
         one.shutdown(how)
     except OSError:
         pass
+    return True

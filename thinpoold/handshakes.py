@@ -65,6 +65,11 @@ class Handshakes:
 
     def _run(self) -> None:
         while not self._ending.wait(min(_ROUND_SECONDS, self._seconds)):
-            ended = self.look()
+            try:
+                ended = self.look()
+            except OSError as error:
+                # It is what keeps the port open to others: it goes on.
+                log.warning("cannot look for clients that open no volume: %s", error)
+                continue
             if ended:
                 log.info("hung up on %d clients that did not open a volume", ended)

@@ -73,6 +73,8 @@ class Runtime:
     stopping: bool = False
     # How many of nbdkit's threads serve one connection; 0 when that is not known.
     threads: int = 0
+    # Where nbdkit waits for clients.
+    addresses: clients.Addresses = frozenset()
     _server: ControlServer | None = field(default=None, repr=False)
     _heart: notify.Heart | None = field(default=None, repr=False)
     _handshakes: Handshakes | None = field(default=None, repr=False)
@@ -98,7 +100,7 @@ class Runtime:
         self._report({"ready": self.run_facts()})
         self._heart = notify.Heart(self.notifier, self._beats, self._status_line)
         self._heart.start()
-        ports = clients.ports(clients.listening())
+        ports = clients.ports(self.addresses)
         if ports:
             self._handshakes = Handshakes(ports, pool.openers.places)
             self._handshakes.start()
@@ -143,6 +145,21 @@ class Runtime:
     def stop(self) -> None:
         """Begin to shut down; returns at once."""
         os.kill(os.getpid(), signal.SIGTERM)
+
+    def take_leave(self) -> None:
+        """Have clients let go, before nbdkit knows that it ends."""
+        ratelimit.ENDING.set()
+        # Once it knows that it ends, nbdkit answers requests with an error, and a kernel that has
+        # the volume mounted takes that for a bad disk. Hung up on before, it repeats them when we
+        # are back.
+        self.stopping = True
+        try:
+            if self.answers_in_turn:
+                clients.finish_all(self.addresses, _FINISH_SECONDS)
+            clients.hang_up(self.addresses)
+        finally:
+            if self.pool is not None:
+                self.pool.core.modes.end()
 
     def _report(self, message: dict[str, Any]) -> None:
         fd, self.ready_fd = self.ready_fd, None
@@ -221,6 +238,8 @@ def from_environment() -> Runtime:
         notify.from_environment(),
     )
     runtime.threads = left["threads"]
+    # nbdkit listens already. Later there may be too many clients to look.
+    runtime.addresses = clients.listening()
     _outlive_parent()
     end = threading.Thread(target=_wait_for_end, args=(runtime,), name="signals", daemon=True)
     end.start()
@@ -242,20 +261,23 @@ def _outlive_parent() -> None:
 
 def _wait_for_end(runtime: Runtime) -> None:
     number = signal.sigwait(_END_SIGNALS)
-    runtime.notifier.stopping()
-    ratelimit.ENDING.set()
-    # Once it knows that it ends, nbdkit answers requests with an error, and a kernel that has the
-    # volume mounted takes that for a bad disk. Hung up on before, it repeats them when we are back.
-    runtime.stopping = True
-    addresses = clients.listening()
-    if runtime.answers_in_turn:
-        clients.finish_all(addresses, _FINISH_SECONDS)
-    clients.hang_up(addresses)
-    if runtime.pool is not None:
-        runtime.pool.core.modes.end()
+    for step in (runtime.notifier.stopping, runtime.take_leave):
+        try:
+            step()
+        except Exception as error:
+            # Whatever fails, the process is to end: nobody else takes the signal.
+            log.error("while it ends: %s", error)
     # Now to nbdkit's own handler, on this thread.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _END_SIGNALS)
     signal.raise_signal(number)
     # nbdkit may be about to accept one more, so look again until there is none.
-    while clients.hang_up(addresses):
+    while _any_left(runtime.addresses):
         threading.Event().wait(_LOOK_AGAIN)
+
+
+def _any_left(addresses: clients.Addresses) -> bool:
+    try:
+        return clients.hang_up(addresses)
+    except OSError as error:
+        log.warning("cannot look for clients: %s", error)
+        return True

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.support.descriptors import descriptors_left
 from tests.support.tools import PATIENCE
 from thinpoold import clients
 
@@ -138,6 +139,28 @@ def test_connections_of_one_process_alone_are_hung_up_on(server: socket.socket) 
             assert other.wait() == 0
         mine.send(b"x")
         assert my_peer.recv(1) == b"x"
+
+
+@pytest.mark.parametrize("left", range(4))
+def test_clients_are_found_when_they_have_taken_all_descriptors(left: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        addresses = clients.listening() & {server.getsockname()[1]}
+        with socket.create_connection(server.getsockname()) as client:
+            peer, _ = server.accept()
+            with peer, descriptors_left(left):
+                assert clients.listening() >= addresses
+                assert clients.places(addresses) == {client.getsockname()}
+                assert clients.hang_up_at(addresses, {client.getsockname()}) == 1
+                assert client.recv(1) == b""
+
+
+def test_a_connection_that_was_looked_at_ends_when_it_is_closed(server: socket.socket) -> None:
+    """A duplicate that stayed would keep it open."""
+    client, peer = connect(server)
+    with closing(client):
+        clients.places(frozenset([server.getsockname()]))
+        peer.close()
+        assert client.recv(1) == b""
 
 
 def test_locks_on_files_are_kept(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Clients at a port that never open a volume, against a server in this very process."""
 
+import errno
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
+from tests.support.tools import PATIENCE
 from thinpoold import clients
 from thinpoold.clients import Place
 from thinpoold.handshakes import Handshakes
@@ -78,6 +80,23 @@ def test_it_starts_and_ends(server: Server) -> None:
     client = server.connect("127.0.0.1")
     watch.start()
     assert client.recv(1) == b""
+    watch.stop()
+
+
+def test_a_look_that_fails_is_not_the_last(server: Server) -> None:
+    failures = [OSError(errno.ENFILE, "too many open files in system")]
+
+    def opened() -> set[Place]:
+        if failures:
+            raise failures.pop()
+        return set()
+
+    watch = Handshakes(frozenset([server.port]), opened, seconds=0.01)
+    client = server.connect("127.0.0.1")
+    client.settimeout(PATIENCE)
+    watch.start()
+    assert client.recv(1) == b""
+    assert not failures
     watch.stop()
 
 
