@@ -85,7 +85,7 @@ def stop(paths: PoolPaths) -> dict[str, Any]:
 def _open_log(paths: PoolPaths) -> int:
     try:
         if paths.log.exists() and paths.log.stat().st_size > MAX_LOG:
-            paths.log.replace(paths.log.with_name(paths.log.name + ".1"))
+            paths.log.replace(paths.old_log)
         return os.open(paths.log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise DeviceError(f"{paths.log}: {error.strerror}", error.errno or 0) from None

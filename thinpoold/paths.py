@@ -1,6 +1,6 @@
 """Where a pool's files lie: its directory, and the directory of its sockets while it runs.
 
-    POOL/                 the pool: metadata.lmdb, data, lock, thinpoold.log
+    POOL/                 the pool: metadata.lmdb, data, recent-0 and -1, lock, thinpoold.log
     RUN/                  0700: nbd.sock, control.sock (0600), thinpoold.pid
 
 Invariants
@@ -63,6 +63,21 @@ class PoolPaths:
     @property
     def log(self) -> Path:
         return self.directory / "thinpoold.log"
+
+    @property
+    def old_log(self) -> Path:
+        """Where the log goes that has become long."""
+        return self.log.with_name(self.log.name + ".1")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that the pool keeps, or makes while it runs, but a data file somewhere else."""
+        # LMDB names its lock file after the other.
+        readers = self.metadata.with_name(self.metadata.name + "-lock")
+        return (
+            *(self.metadata, readers, self.data, *self.recent, self.lock, self.log, self.old_log),
+            *(self.run_dir / name for name in RUN_FILES),
+        )
 
     @property
     def shared_run_parents(self) -> tuple[Path, ...]:

@@ -193,7 +193,7 @@ def _refuse_own(paths: PoolPaths, target: Path, store: "LmdbStore") -> None:
     from thinmeta.errors import ThinMetaError
     from thinpoold import pool_record
 
-    own = [paths.metadata, paths.data, paths.lock, paths.log]
+    own = [*paths.files]
     try:
         record = store.record(pool_record.TABLE, pool_record.KEY)
         if record is not None:
@@ -201,8 +201,17 @@ def _refuse_own(paths: PoolPaths, target: Path, store: "LmdbStore") -> None:
     except ThinMetaError:
         # Damaged: all the more reason to let an export be made.
         pass
-    if target.exists() and any(one.exists() and target.samefile(one) for one in own):
+    # One that is not there now the pool would take for its own once it is.
+    if any(os.path.realpath(target) == os.path.realpath(one) or _same(target, one) for one in own):
         raise UserError(f"{target} is the pool's own file: name another")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether both are names of one file, which hard links may be."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _tell(result: "CheckResult") -> None:

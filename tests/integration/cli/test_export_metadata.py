@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.integration.cli.outcomes import MIB, fill, refused, volume, wrong_usage
 from tests.support.pools import PoolRig
 from tests.support.thin import thin_check, thin_dump
+from thinpoold.paths import pool_paths
 
 
 def test_the_kernels_tools_take_it(rig: PoolRig, tmp_path: Path) -> None:
@@ -46,8 +47,12 @@ def test_refusals(rig: PoolRig, tmp_path: Path) -> None:
 
 
 def test_the_pools_own_files_are_refused(rig: PoolRig, tmp_path: Path) -> None:
-    link = tmp_path / "link"
+    link, hard_link = tmp_path / "link", rig.directory / "hard-link"
     link.symlink_to(rig.directory / "data")
-    for own in (rig.directory / "data", rig.directory / "metadata.lmdb", link):
+    hard_link.hardlink_to(rig.directory / "recent-0" if rig.running else rig.directory / "data")
+    there = [path for path in rig.directory.rglob("*") if not path.is_dir()]
+    # Those that are there while it runs would be taken for its own at the next start.
+    for own in {*there, *pool_paths(rig.directory).files, link}:
         refused(rig, "export-metadata", str(own), says="the pool's own file")
+    hard_link.unlink()
     assert rig.json("check")["ok"]
