@@ -37,8 +37,10 @@ from thinpoold.ratelimit import Limiter, renewed
 from thinpoold.space import FULL, SpaceWait
 from thinpoold.volumes import VolumeRecord
 
-# A miss brings in the mappings of so many blocks from there on: a look-up costs little more.
-FILL_BLOCKS = 64
+# A miss brings in the mappings of so many blocks from there on, as many as a leaf of the tree has,
+# as long as they are no more than so many runs: a look-up costs little more.
+FILL_BLOCKS = 256
+FILL_RUNS = 64
 _STEP = 1 << DATA_SHIFT
 
 
@@ -277,9 +279,11 @@ class Volume:
     def fill(self, block: int, last: int) -> None:
         """Bring blocks block..last-1, and some that follow, into the table. Lock held."""
         core = self.core
-        last = min(max(last, block + FILL_BLOCKS), self.blocks)
+        end = min(max(last, block + FILL_BLOCKS), self.blocks)
         try:
-            for run in core.metadata.runs(self.dev_id, block, last):
+            for number, run in enumerate(core.metadata.runs(self.dev_id, block, end)):
+                if number >= FILL_RUNS and run.begin >= last:
+                    break
                 writable = core.may_write(run)
                 self.table.set_run(run.begin, run.data_begin, run.length, writable=writable)
         except ThinMetaError:

@@ -6,10 +6,17 @@ volume that has more than its share of it unwritten waits until that is done.
 
     write .. write .. credit used up -> renew: charge the volume -> over the bound, and its share?
                                                   wait : new credit
-    half the bound is charged -> the thread writes it out and waits for the disk -> taken off again
+    half the bound is charged -> is as much unwritten, says the kernel?
+                                                  no   : what was charged too much is taken off
+                                                  yes  : a thread writes it out, and waits for the
+                                                         disk -> taken off
 
 The bound is what the disk writes in a second, as it did of late: so long a flush after a flood may
-take. It begins with `FIRST_BYTES`, and stays between `LEAST_BYTES` and `MOST_BYTES`.
+take. It begins with `FIRST_BYTES`, and stays between `LEAST_BYTES` and `MOST_BYTES`, and below what
+the kernel lets be unwritten before it slows down all who write.
+
+What is written over and over again is charged each time, and is one page to write: only the kernel
+knows. It counts the pages of all files together, so what it says is never too little.
 
 Volumes write on credit, so that a write costs one subtraction and whoever writes without Python
 needs nothing but the address of a counter. A credit counts as written when it is given.
@@ -17,8 +24,8 @@ needs nothing but the address of a counter. A credit counts as written when it i
 Invariants
 
 1. About the bound is unwritten at most, a sixteenth more for each volume, and for each
-   volume that starts while others are over the bound no more than an equal share. It is not exact:
-   a page written twice counts twice.
+   volume that starts while others are over the bound no more than an equal share. Charges may be
+   more than what is unwritten; they are less by no more than the volumes' credits.
 2. A volume with less than an equal share of the bound never waits.
 3. Nobody waits unless the thread runs: it alone ends the waiting, which a flush may do as well.
 4. The thread never looks for errors: it works on a descriptor of its own, as whoever waits for
@@ -30,6 +37,7 @@ Thread-safety: any thread. `_changed` guards all but the credits, which lose a w
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import threading
 from array import array
@@ -38,11 +46,12 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Final
 
+from thinpoold import pagecache
 from thinpoold.committer import Timer
 
 FIRST_BYTES: Final = 256 << 20
 LEAST_BYTES: Final = 64 << 20
-MOST_BYTES: Final = 1 << 30
+MOST_BYTES: Final = 4 << 30
 
 GRANT_SHARE: Final = 16
 """A credit is one in so many of the bound: whoever writes without Python seldom has to ask."""
@@ -52,7 +61,7 @@ _SECONDS: Final = 1.0
 # So much of the file is written, and waited for, at a time: enough for a disk to write in sequence,
 # and little to wait behind for a read. With 64 MiB the slowest reads took three times as long.
 _STRETCH: Final = 16 << 20
-# But a large file, which is mostly clean, is not gone through in more steps than this.
+# But a file that holds much, most of it clean, is not gone through in many more steps than this.
 _STEPS: Final = 4096
 
 _SYNC_FILE_RANGE_WRITE: Final = 2
@@ -71,7 +80,7 @@ class Account:
     def __init__(self, out: WriteOut) -> None:
         self._out = out
         self.credit = array("q", [0])
-        # Charged and unwritten, in bytes, and how much of it is in no window yet.
+        # Charged and unwritten, in bytes; and how much of that nobody has begun to write out.
         self.unwritten = 0
         self.pending = 0
 
@@ -97,7 +106,8 @@ class WriteOut:
         self._unwritten = 0
         self._pending = 0
         self.limit_bytes = FIRST_BYTES
-        self._timer = Timer("write-out", self._write_window, None)
+        self._most_bytes = MOST_BYTES
+        self._timer = Timer("write-out", self._look, None)
 
     @property
     def unwritten(self) -> int:
@@ -147,8 +157,8 @@ class WriteOut:
     def writing(self) -> Iterator[None]:
         """The context writes out all that was charged before it."""
         with self._changed:
-            window = [(account, account.pending) for account in self._accounts if account.pending]
-            for account, _ in window:
+            begun = [(account, account.pending) for account in self._accounts if account.pending]
+            for account, _ in begun:
                 account.pending = 0
             self._pending = 0
         try:
@@ -156,11 +166,8 @@ class WriteOut:
         finally:
             # After a failure, too: nobody will write it again.
             with self._changed:
-                for account, amount in window:
-                    account.unwritten -= amount
-                    self._unwritten -= amount
-                    if not account.unwritten:
-                        self._accounts.discard(account)
+                for account, amount in begun:
+                    self._take_off(account, amount)
                 self._changed.notify_all()
 
     def _over_share(self, account: Account) -> bool:
@@ -168,23 +175,58 @@ class WriteOut:
             return False
         return account.unwritten >= self.limit_bytes // len(self._accounts)
 
-    def _write_window(self) -> None:
-        """Write out what is charged, all that the page cache holds, and wait for it."""
+    def _take_off(self, account: Account, amount: int) -> None:
+        account.unwritten -= amount
+        self._unwritten -= amount
+        if not account.unwritten:
+            self._accounts.discard(account)
+
+    def _look(self) -> None:
+        """Write out what is charged, unless the kernel says that it is not that much."""
         with self._changed:
+            self._settle()
             amount = self._pending
-        if not amount:
-            return
+            if not amount or self._unwritten < self.limit_bytes // 2:
+                return
         began = monotonic()
         with self.writing():
             _write_file(self._fd)
         rate = amount / max(monotonic() - began, 1e-6)
         limit = (self.limit_bytes + int(rate * _SECONDS)) // 2
-        self.limit_bytes = max(LEAST_BYTES, min(limit, MOST_BYTES))
+        self.limit_bytes = max(LEAST_BYTES, min(limit, self._most_bytes))
+
+    def _settle(self) -> None:
+        """Take off what was charged and is not unwritten, from all alike. `_changed` is held."""
+        kernel = pagecache.unwritten()
+        if kernel is None:
+            return
+        self._most_bytes = min(MOST_BYTES, kernel.free)
+        if self._pending <= kernel.now:
+            return
+        kept = kernel.now / self._pending
+        for account in list(self._accounts):
+            amount = account.pending - int(account.pending * kept)
+            account.pending -= amount
+            self._pending -= amount
+            self._take_off(account, amount)
+        self._changed.notify_all()
 
 
 def _write_file(fd: int) -> None:
     """Write what the page cache holds of a file, a stretch at a time, and wait for each."""
     size = os.lseek(fd, 0, os.SEEK_END)
-    stretch = max(_STRETCH, size // _STEPS)
-    for offset in range(0, size, stretch):
+    # A block device has all it can hold.
+    held = os.fstat(fd).st_blocks * 512 or size
+    stretch = max(_STRETCH, min(held, size) // _STEPS)
+    offset = 0
+    while (offset := _next_data(fd, offset, size)) < size:
         _sync_file_range(fd, offset, stretch, _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT_AFTER)
+        offset += stretch
+
+
+def _next_data(fd: int, offset: int, size: int) -> int:
+    """Return where data begins from `offset` on, as far as the file system tells; or `size`."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        return size if error.errno == errno.ENXIO else offset

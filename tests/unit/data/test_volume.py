@@ -12,6 +12,7 @@ from thinpoold.errnos import OutOfRange, ReadOnlyVolume
 from thinpoold.mapping_table import IN_PLACE, PRESENT
 from thinpoold.provision import MAX_RUN_BYTES
 from thinpoold.settings import Settings
+from thinpoold.volume import FILL_BLOCKS, FILL_RUNS, Volume
 
 
 def test_an_unwritten_volume_reads_as_zero(rig: Rig) -> None:
@@ -54,6 +55,30 @@ def test_a_sequential_write_is_one_run_of_data_blocks(rig: Rig) -> None:
     with rig.pool.core.lock:
         (run,) = rig.pool.metadata.runs(volume.dev_id, 0, 100)
     assert run.length == 8
+
+
+def test_a_miss_brings_in_what_follows(new_rig: Callable[..., Rig]) -> None:
+    blocks = 2 * FILL_BLOCKS
+    rig = new_rig(blocks=2 * blocks + 64)
+
+    def known(volume: Volume, block: int, count: int = 1) -> int:
+        volume.table.drop()
+        volume.pread(bytearray(count * BLOCK), block * BLOCK)
+        assert all(volume.table.entries[block : block + count])
+        return volume.blocks - volume.table.entries.tolist().count(0)
+
+    one = rig.create("one", size=blocks * BLOCK)
+    one.pwrite(bytes(blocks * BLOCK), 0)
+    assert known(one, 5) == FILL_BLOCKS
+    assert known(one, 5, FILL_BLOCKS + 10) == FILL_BLOCKS + 10
+    assert known(one, blocks - 3) == 3
+    # Backwards, and so each block a run of its own.
+    two = rig.create("two", size=blocks * BLOCK)
+    for block in reversed(range(blocks)):
+        two.pwrite(bytes(BLOCK), block * BLOCK)
+    assert known(two, 5) == FILL_RUNS
+    # But all that was asked for.
+    assert known(two, 5, FILL_RUNS + 10) == FILL_RUNS + 10
 
 
 def test_a_write_longer_than_a_run(new_rig: Callable[..., Rig]) -> None:

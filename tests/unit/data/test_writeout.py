@@ -1,5 +1,6 @@
 """Bounded write-out: what is charged, who waits and for what, and that it is written in truth."""
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -8,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.data.rigs import PATIENCE, Rig, finish, spin, threads
-from thinpoold import admin
+from thinpoold import admin, pagecache
 from thinpoold import writeout as module
 from thinpoold.device import DataDevice
+from thinpoold.pagecache import Unwritten
 from thinpoold.writeout import (
     FIRST_BYTES,
     GRANT_SHARE,
@@ -32,8 +34,11 @@ class Disk:
         self.begun = 0
         self.go = threading.Semaphore(0)
         self._now = 0.0
+        # What the kernel tells; nothing, and charges are all there is to go by.
+        self.told: Unwritten | None = None
         monkeypatch.setattr(module, "_write_file", self._write)
         monkeypatch.setattr(module, "monotonic", lambda: self._now)
+        monkeypatch.setattr(pagecache, "unwritten", lambda: self.told)
 
     def _write(self, fd: int) -> None:
         self.begun += 1
@@ -126,7 +131,9 @@ def test_the_bound_is_what_the_disk_writes_in_a_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
+    free = MOST_BYTES
     monkeypatch.setattr(module, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(pagecache, "unwritten", lambda: Unwritten(2 * MOST_BYTES, free))
     fd = os.open(tmp_path / "data", os.O_RDWR | os.O_CREAT)
     out = WriteOut(fd)
     one = out.account()
@@ -136,9 +143,9 @@ def test_the_bound_is_what_the_disk_writes_in_a_second(
             clock[0] += seconds
 
         monkeypatch.setattr(module, "_write_file", pass_time)
-        write(one, FIRST_BYTES)
+        write(one, MOST_BYTES)
         amount = out.unwritten
-        out._write_window()
+        out._look()
         assert out.unwritten == 0
         return amount
 
@@ -149,31 +156,107 @@ def test_the_bound_is_what_the_disk_writes_in_a_second(
         for _ in range(10):
             write_out(seconds)
         assert out.limit_bytes == limit
+    # Never more than the kernel lets be unwritten before it slows down all alike.
+    free = 300 << 20
+    for _ in range(2):
+        for _ in range(10):
+            write_out(0.001)
+        assert out.limit_bytes == free
     out.close()
     os.close(fd)
 
 
-def test_all_of_a_file_is_written_a_stretch_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_kernel_knows_what_was_written_twice(out: WriteOut, disk: Disk) -> None:
+    one, other = out.account(), out.account()
+    write(one, HALF // 2)
+    write(other, HALF // 4)
+    asked = threading.Event()
+    really = HALF // 4
+
+    def tell() -> Unwritten:
+        asked.set()
+        return Unwritten(really, MOST_BYTES)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pagecache, "unwritten", tell)
+        write(one, HALF // 4)
+        assert asked.wait(PATIENCE)
+        # From both alike, and nothing is written out for it.
+        with out._changed:
+            assert out.unwritten <= really + 2 * GRANT_BYTES
+            assert one.unwritten > 2 * other.unwritten > 0
+            assert out.unwritten == one.unwritten + other.unwritten
+        assert disk.begun == 0
+        # A flood of one page, as it were, never waits for the disk.
+        write(one, 10 * LIMIT_BYTES)
+        assert disk.begun == 0
+        # But what is unwritten in truth is written out.
+        really = LIMIT_BYTES
+        write(one, HALF)
+        spin(lambda: disk.begun == 1)
+    disk.write(100)
+    spin(lambda: out.unwritten < HALF)
+
+
+def test_what_the_kernel_has_written_is_taken_off(out: WriteOut, disk: Disk) -> None:
+    one, other = out.account(), out.account()
+    write(other, HALF // 2)
+    disk.told = Unwritten(0, MOST_BYTES)
+    write(one, HALF // 2)
+    spin(lambda: other.unwritten == 0)
+    with out._changed:
+        # What came after it looked is there still.
+        assert out.unwritten == one.unwritten <= 4 * GRANT_BYTES
+    assert disk.begun == 0
+
+
+def written_stretches(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     calls: list[tuple[int, int]] = []
-    monkeypatch.setattr(
-        module, "_sync_file_range", lambda fd, offset, count, flags: calls.append((offset, count))
-    )
-    path = tmp_path / "data"
-    for size in (1, 40 << 20, 1 << 40):
-        calls.clear()
-        path.touch()
-        os.truncate(path, size)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            module,
+            "_sync_file_range",
+            lambda fd, offset, count, flags: calls.append((offset, count)),
+        )
         with open(path, "rb") as file:
             module._write_file(file.fileno())
-        assert 0 < len(calls) <= 4097
-        assert calls[0][0] == 0
-        for (offset, count), following in zip(
-            calls, [*calls[1:], (sum(calls[-1]), 0)], strict=True
-        ):
-            assert offset + count == following[0]
-        assert sum(calls[-1]) >= size
+    return calls
+
+
+@pytest.mark.parametrize("knows_holes", [True, False])
+def test_all_of_a_file_is_written_a_stretch_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows_holes: bool
+) -> None:
+    real = os.lseek
+
+    def lseek(fd: int, offset: int, whence: int) -> int:
+        if whence == os.SEEK_DATA and not knows_holes:
+            raise OSError(errno.EINVAL, "no such seek")
+        return real(fd, offset, whence)
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    path = tmp_path / "data"
+    path.write_bytes(b"x" * (40 << 20))
+    for steps, stretch in ((4096, 16 << 20), (2, 20 << 20)):
+        monkeypatch.setattr(module, "_STEPS", steps)
+        calls = written_stretches(path, monkeypatch)
+        assert [offset for offset, _ in calls] == list(range(0, 40 << 20, stretch))
+        assert {count for _, count in calls} == {stretch}
+
+
+def test_holes_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "data"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    assert written_stretches(path, monkeypatch) == []
+    places = (5 << 20, 700 << 30, (1 << 40) - (1 << 20))
+    with open(path, "r+b") as file:
+        for place in places:
+            file.seek(place)
+            file.write(b"x" * (1 << 20))
+    stretches = written_stretches(path, monkeypatch)
+    assert [offset for offset, _ in stretches] == list(places)
+    assert {count for _, count in stretches} == {16 << 20}
 
 
 def test_nobody_waits_when_it_ends(out: WriteOut, disk: Disk) -> None:
@@ -223,8 +306,10 @@ def test_volumes_are_charged_for_what_they_write(rig: Rig) -> None:
     assert rig.device.writeout.unwritten == 0
 
 
-def test_what_is_unwritten_is_written_out(tmp_path: Path) -> None:
+def test_what_is_unwritten_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the kernel's own sync_file_range, on a file of any file system."""
+    # It is not as much as is charged for it.
+    monkeypatch.setattr(pagecache, "unwritten", lambda: None)
     path = tmp_path / "data"
     path.touch()
     os.truncate(path, 1 << 20)
