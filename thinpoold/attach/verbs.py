@@ -58,7 +58,7 @@ def attach(paths: PoolPaths, name: str, wanted: Wanted) -> Attachment:
     if not wanted.user:
         require_kernel()
     info, uri = look_up(paths, name)
-    refuse_repeats(_settings(paths), wanted.connections)
+    refuse_repeats(_settings(paths, name), wanted.connections)
     read_only = wanted.read_only or info["read_only"]
     with records.locked():
         records.clear_stale()
@@ -114,11 +114,11 @@ def look_up(paths: PoolPaths, name: str) -> tuple[dict[str, Any], str]:
     return info, place["uri"]
 
 
-def _settings(paths: PoolPaths) -> dict[str, Any]:
+def _settings(paths: PoolPaths, name: str) -> dict[str, Any]:
+    """The settings of a pool, and of a volume of it."""
     with ControlClient.connect(paths.control_socket) as client:
-        answer: Any = client.call("get")
-    settings: dict[str, Any] = answer["settings"]
-    return settings
+        answers: list[Any] = [client.call("get"), client.call("get", {"volume": name})]
+    return {key: value for answer in answers for key, value in answer["settings"].items()}
 
 
 def _refuse_twice(name: str, uuid: str, read_only: bool) -> None:

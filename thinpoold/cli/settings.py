@@ -5,6 +5,8 @@ from typing import Any
 import click
 
 from thinpoold import lock, settings
+from thinpoold.attach import guard
+from thinpoold.attach.records import attachments
 from thinpoold.cli import output
 from thinpoold.cli.backend import Backend
 from thinpoold.cli.options import Name, Size, Text, chosen_pool, json_option, verb
@@ -54,6 +56,7 @@ def set_(words: tuple[str, ...], volume: str | None, pool: str | None, as_json: 
     """
     given = _split(words)
     backend = Backend(chosen_pool(pool))
+    _refuse_repeats(backend, given, volume)
     if volume is None:
         answer = backend.call("set", settings=parse(given))
     else:
@@ -105,6 +108,24 @@ def grow(size: int, pool: str | None, as_json: bool) -> None:
         output.emit_json(answer)
     else:
         output.emit(f"grown to {output.size(answer['data']['size'])}")
+
+
+def _refuse_repeats(backend: Backend, given: dict[str, str], volume: str | None) -> None:
+    """Raise AttachRefused for what devices of this machine have too many connections for."""
+    there = [one for one in attachments(backend.paths.directory) if one.connections > 1]
+    if not there:
+        return
+    if volume is None:
+        changes = parse(given)
+    else:
+        from thinpoold import volume_settings
+
+        changes = volume_settings.parse(given)
+        uuid = backend.call("info", name=volume)["uuid"]
+        there = [one for one in there if one.uuid == uuid]
+    if guard.SLOW & changes.keys():
+        now = backend.call("get", volume=volume)["settings"]
+        guard.refuse_to_slow({**now, **changes}, there)
 
 
 def _split(words: tuple[str, ...]) -> dict[str, str]:

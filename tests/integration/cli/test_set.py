@@ -1,10 +1,18 @@
 """thinpool set and get."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from tests.conftest import PoolMaker
-from tests.integration.cli.outcomes import refused, wrong_usage
+from tests.integration.cli.outcomes import refused, volume, wrong_usage
 from tests.support.pools import PoolRig
+from thinpoold.attach import records
+from thinpoold.attach.devices import NbdDevice
+from thinpoold.attach.errors import AttachRefused
+from thinpoold.attach.records import Attachment
+from thinpoold.cli.app import thinpool
 
 
 def test_what_is_set_is_got(rig: PoolRig) -> None:
@@ -96,3 +104,49 @@ def test_an_unknown_one_is_not_got(rig: PoolRig) -> None:
 def test_wrong_usage(rig: PoolRig) -> None:
     wrong_usage(rig, "set", says="missing argument")
     wrong_usage(rig, "set", "on-full", says="'on-full' is not KEY=VALUE")
+
+
+def test_what_is_attached_with_several_connections_must_not_have_to_wait(
+    rig: PoolRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of a kernel's here: tests/uml has one."""
+    rig.create("v", "1M")
+    rig.create("w", "1M")
+    attached = Attachment(
+        kind=records.NBD,
+        device="/dev/nbd3",
+        pool=str(rig.directory),
+        volume="v",
+        uuid=volume(rig, "v")["uuid"],
+        read_only=False,
+        pid=1,
+        started=0,
+        connector=77,
+        connections=4,
+    )
+    monkeypatch.setattr(records, "ROOTS", tmp_path / "records")
+    monkeypatch.setattr(records, "directory", lambda: tmp_path / "records")
+    monkeypatch.setattr(NbdDevice, "connector", 77)
+    records.make_directory()
+    records.save(attached)
+    before = rig.json("get"), rig.json("get", "--volume", "v")
+
+    def set_(*words: str) -> None:
+        thinpool.main(["-p", str(rig.directory), "set", *words], standalone_mode=False)
+
+    for words in (["full-timeout=0"], ["full_timeout=91", "low-water=5"]):
+        with pytest.raises(AttachRefused, match="/dev/nbd3 is attached with 4 connections"):
+            set_(*words)
+    for words in (["iops=1"], ["bps=1G", "read-only=yes"]):
+        with pytest.raises(AttachRefused, match="/dev/nbd3 is attached with 4 connections"):
+            set_("--volume", "v", *words)
+    assert (rig.json("get"), rig.json("get", "--volume", "v")) == before
+    set_("--volume", "w", "iops=1")
+    set_("on-full=error", "full-timeout=0")
+    with pytest.raises(AttachRefused, match="for ever"):
+        set_("on-full=queue")
+    records.save(replace(attached, connections=1))
+    set_("on-full=queue")
+    set_("--volume", "v", "iops=1")
+    rig.cli("set", "full-timeout=60")
+    rig.cli("delete", "v", "w")

@@ -236,9 +236,12 @@ def restarts(connections: int, times: int) -> dict[str, object]:
     rig = make_pool()
     rig.create("v", "200M")
     rig.cli("set", "full-timeout=300")
-    refusal = rig.run("attach", "v", "--connections", "2").stderr
+    refusals = [rig.run("attach", "v", "--connections", "2").stderr]
     rig.cli("set", "full-timeout=60")
     device = rig.cli("attach", "v", "--connections", str(connections)).strip()
+    if connections > 1:
+        refusals.append(rig.run("set", "full-timeout=300").stderr)
+        refusals.append(rig.run("set", "--volume", "v", "iops=1").stderr)
     mkfs("ext4", device)
     point = mount_point("v")
     run("mount", "-o", "errors=remount-ro", device, str(point))
@@ -259,7 +262,7 @@ def restarts(connections: int, times: int) -> dict[str, object]:
         "complaints": finish(rig),
         "command": clients[0]["command"],
         "connections": clients[0]["connections"],
-        "refusal": refusal,
+        "refusals": refusals,
     }
 
 
