@@ -65,10 +65,13 @@ class Library:
 
 
 def loaded(path: Path) -> Library | None:
-    """Return the library if nbdkit has it loaded in this process."""
+    """Return the library if nbdkit has it loaded in this process.
+
+    A file that was built anew since then is another, which it has not.
+    """
     try:
         return Library(path, os.RTLD_NOLOAD | os.RTLD_NOW)
-    except OSError:
+    except (OSError, AttributeError):  # The latter: one that lacks a function is not ours.
         return None
 
 

@@ -167,11 +167,13 @@ def _find_filter() -> None:
     if _pool.device.direct and _runtime.fastpath.filter is not None:
         # The filter is in nbdkit already, and is shown nothing.
         _runtime.fastpath = Choice(None, "cache=bufio has Python serve everything")
-    choice = _runtime.fastpath
-    if choice.filter is not None:
-        _pool.core.fastpath = fastlib.loaded(choice.filter)
-    else:
-        log.info("no fast path: %s", choice.reason)
+    path = _runtime.fastpath.filter
+    if path is not None:
+        _pool.core.fastpath = fastlib.loaded(path)
+        if _pool.core.fastpath is None:
+            _runtime.fastpath = Choice(None, f"nbdkit has not loaded {path} as it is now")
+    if _pool.core.fastpath is None:
+        log.info("no fast path: %s", _runtime.fastpath.reason)
 
 
 def cleanup() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import logging
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from tests.unit.data.rigs import BLOCK, Rig
 from thinpoold import admin
 from thinpoold.access import Peer
 from thinpoold.errors import NoSuchVolume, ThinPoolError
+from thinpoold.fastpath import Choice
 
 PLUGIN = Path(__file__).resolve().parents[3] / "plugins" / "thinpool.py"
 
@@ -85,6 +87,21 @@ def test_the_script_has_every_callback_and_nothing_private(plugin: Any) -> None:
     for name in CALLBACKS:
         assert callable(found[name]), name
     assert found["thread_model"]() == 3
+
+
+@pytest.mark.parametrize("name", ["gone.so", "libc.so.6"])
+def test_a_filter_that_is_not_the_one_nbdkit_loaded(
+    plugin: Any, rig: Rig, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Not loaded at all, or without our functions."""
+    plugin._runtime.fastpath = Choice(Path(name))
+    rig.pool.core.fastpath = None
+    with caplog.at_level(logging.INFO):
+        plugin._find_filter()
+    assert rig.pool.core.fastpath is None
+    reason = f"nbdkit has not loaded {name} as it is now"
+    assert plugin._runtime.fastpath == Choice(None, reason)
+    assert f"no fast path: {reason}" in caplog.text
 
 
 def test_reads_writes_and_flags(plugin: Any, nbdkit: Nbdkit, rig: Rig) -> None:
