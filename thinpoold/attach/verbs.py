@@ -12,6 +12,7 @@ Thread-safety: the records' lock keeps commands of one user apart.
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,8 +29,8 @@ from thinpoold.attach.handshake import parse_uri, wait_for_daemon
 from thinpoold.attach.keeper import Order, ask_for_volume
 from thinpoold.attach.records import Attachment
 from thinpoold.control.client import ControlClient
-from thinpoold.control.codes import RemoteError
-from thinpoold.errors import PoolNotRunning
+from thinpoold.control.codes import RemoteError, one_line
+from thinpoold.errors import PoolNotRunning, ThinPoolError
 from thinpoold.paths import PoolPaths
 from thinpoold.uri import unix_uri
 
@@ -195,24 +196,41 @@ def refresh(paths: PoolPaths, attachment: Attachment) -> tuple[Attachment, int]:
 
 
 def _serve_anew(paths: PoolPaths, attachment: Attachment) -> tuple[Attachment, int]:
-    place = ask_for_volume(str(paths.control_socket), attachment)
     with records.locked():
-        who = users(attachment)
+        current = _still_attached(attachment)
+        place = ask_for_volume(str(paths.control_socket), current)
+        who = users(current)
         if who:
             raise AttachRefused(
-                f"{attachment.device} is {who[0]}, and learns no new size meanwhile: "
-                f"{_remedy(who[0])}"
+                f"{current.device} is {who[0]}, and learns no new size meanwhile: {_remedy(who[0])}"
             )
-        fuse.detach(attachment)
-        found = fuse.attach(
-            pool=attachment.pool,
-            volume=place["name"],
-            uuid=attachment.uuid,
-            uri=place["uri"],
-            read_only=attachment.read_only,
-            patience=attachment.patience,
-        )
+        fuse.detach(current)
+        try:
+            found = fuse.attach(
+                pool=current.pool,
+                volume=place["name"],
+                uuid=current.uuid,
+                uri=place["uri"],
+                read_only=current.read_only,
+                patience=current.patience,
+            )
+        except (ThinPoolError, OSError) as error:
+            words = ["thinpool", "-p", current.pool, "attach", place["name"], "--user"]
+            words += ["--read-only"] if current.read_only else []
+            words += ["--timeout", str(current.patience)]
+            raise AttachFailed(
+                f"{current.device} is detached, and cannot be attached anew: {one_line(error)}; "
+                f"then attach it with '{shlex.join(words)}'"
+            ) from None
     return found, int(place["size"])
+
+
+def _still_attached(attachment: Attachment) -> Attachment:
+    """The record as it is now, under the lock. Raises AttachRefused when it is no longer true."""
+    current = records.reread(attachment)
+    if current is None or not current.is_live:
+        raise AttachRefused(f"{attachment.device} is no longer attached")
+    return current
 
 
 def _connect_anew(paths: PoolPaths, attachment: Attachment) -> int:
@@ -227,9 +245,7 @@ def _connect_anew(paths: PoolPaths, attachment: Attachment) -> int:
             "again, or restart the daemon"
         )
     with records.locked():
-        current = records.reread(attachment)
-        if current is None or not current.is_live:
-            raise AttachRefused(f"{attachment.device} is no longer attached")
+        current = _still_attached(attachment)
         if not current.is_kept:
             current = _adopt(paths, current)
         place = ask_for_volume(str(paths.control_socket), current, hang_up=True)

@@ -4,6 +4,7 @@ The kernel's nbd is tried in tests/uml.
 """
 
 import os
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 
 from tests.integration.cli.outcomes import refused, volume, wrong_usage
 from tests.support.pools import PoolRig
-from tests.support.tools import run
+from tests.support.tools import program, run
+from thinpoold.attach import records, verbs
+from thinpoold.attach.errors import AttachRefused
+from thinpoold.paths import pool_paths
 
 needs_fuse = pytest.mark.skipif(
     not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="this machine has no FUSE"
@@ -125,6 +129,31 @@ def test_a_user_s_device_learns_a_new_size_while_nobody_uses_it(attached: PoolRi
             assert opened.seek(0, os.SEEK_END) == 48 << 20
     finally:
         attached.cli("rename", "w", "v")
+
+
+@needs_fuse
+def test_what_cannot_be_made_anew_is_said_to_be_gone(attached: PoolRig, tmp_path: Path) -> None:
+    # An nbdfuse that serves nothing.
+    (tmp_path / "nbdfuse").symlink_to(program("false"))
+    path = device(attached)
+    broken = ("env", f"PATH={tmp_path}:{os.environ['PATH']}")
+    done = attached.run("attach", "v", "--refresh", prefix=broken)
+    assert done.returncode == 1
+    assert f"{path} is detached, and cannot be attached anew: nbdfuse failed" in done.stderr
+    assert volume(attached, "v")["attached"] == []
+    remedy = done.stderr.rpartition("attach it with '")[2].rstrip("'\n")
+    assert shlex.split(remedy)[0] == "thinpool"
+    attached.cli(*shlex.split(remedy)[3:])
+    assert volume(attached, "v")["attached"] != []
+
+
+@needs_fuse
+def test_what_was_detached_meanwhile_is_not_made_anew(attached: PoolRig) -> None:
+    (before,) = records.attachments(attached.directory)
+    attached.cli("detach", "v")
+    with pytest.raises(AttachRefused, match="no longer attached"):
+        verbs.refresh(pool_paths(attached.directory), before)
+    assert volume(attached, "v")["attached"] == []
 
 
 @needs_fuse
