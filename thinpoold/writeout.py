@@ -12,8 +12,8 @@ volume that has more than its share of it unwritten waits until that is done.
                                                          disk -> taken off
 
 The bound is what the disk writes in a second, as it did of late: so long a flush after a flood may
-take. It begins with `FIRST_BYTES`, and stays between `LEAST_BYTES` and `MOST_BYTES`, and below what
-the kernel lets be unwritten before it slows down all who write.
+take. It is `FIRST_BYTES` until that is known, and stays between `LEAST_BYTES` and `MOST_BYTES`, and
+below what the kernel lets be unwritten before it slows down all who write.
 
 What is written over and over again is charged each time, and is one page to write: only the kernel
 knows. It counts the pages of all files together, so what it says is never too little.
@@ -107,6 +107,7 @@ class WriteOut:
         self._pending = 0
         self.limit_bytes = FIRST_BYTES
         self._most_bytes = MOST_BYTES
+        self._measured = False
         self._timer = Timer("write-out", self._look, None)
 
     @property
@@ -192,7 +193,10 @@ class WriteOut:
         with self.writing():
             _write_file(self._fd)
         rate = amount / max(monotonic() - began, 1e-6)
-        limit = (self.limit_bytes + int(rate * _SECONDS)) // 2
+        limit = int(rate * _SECONDS)
+        if self._measured:
+            limit = (limit + self.limit_bytes) // 2
+        self._measured = True
         self.limit_bytes = max(LEAST_BYTES, min(limit, self._most_bytes))
 
     def _settle(self) -> None:

@@ -149,9 +149,12 @@ def test_the_bound_is_what_the_disk_writes_in_a_second(
         assert out.unwritten == 0
         return amount
 
-    # The mean of what it was and what was seen.
+    assert out.limit_bytes == FIRST_BYTES
+    first = write_out(8.0) // 8
+    assert out.limit_bytes == first
+    # From then on the mean of what it was and what was seen.
     amount = write_out(4.0)
-    assert out.limit_bytes == (FIRST_BYTES + amount // 4) // 2
+    assert out.limit_bytes == (first + amount // 4) // 2
     for seconds, limit in ((0.001, MOST_BYTES), (1000.0, LEAST_BYTES)):
         for _ in range(10):
             write_out(seconds)
