@@ -220,6 +220,48 @@ def test_breaking_of_sharing_copies_the_rest_of_the_block(rig: Rig) -> None:
     assert read(volume, BLOCK, BLOCK) == old[BLOCK:]
 
 
+def test_one_thread_breaks_sharing_of_blocks_of_several_sizes(
+    new_rig: Callable[..., Rig],
+) -> None:
+    sizes = (2 * BLOCK, BLOCK, 3 * BLOCK)
+    volumes = []
+    for number, size in enumerate(sizes):
+        rig = new_rig(block_size=size)
+        volume = rig.create(size=4 * size)
+        model = bytearray(random.Random(number).randbytes(4 * size))
+        volume.pwrite(bytes(model), 0)
+        admin.snapshot(rig.pool, [["v", "s"]])
+        volumes.append((volume, model, rig.pool.open_volume("s"), bytes(model)))
+    for block in range(4):
+        for (volume, model, _, _), size in zip(volumes, sizes, strict=True):
+            # At the front, in the middle, at the end.
+            at = block * size + (0, 1000, size // 2, size - 300)[block]
+            volume.pwrite(b"n" * 300, at)
+            model[at : at + 300] = b"n" * 300
+    for volume, model, snap, old in volumes:
+        assert read(volume) == bytes(model)
+        assert read(snap) == old
+
+
+def test_a_write_across_shared_and_new_blocks_keeps_what_is_beside_it(rig: Rig) -> None:
+    volume = rig.create()
+    model = bytearray(volume.size)
+    for block in (1, 2, 5):
+        model[block * BLOCK : (block + 1) * BLOCK] = random.Random(block).randbytes(BLOCK)
+        volume.pwrite(bytes(model[block * BLOCK : (block + 1) * BLOCK]), block * BLOCK)
+    admin.snapshot(rig.pool, [["v", "s"]])
+    old = bytes(model)
+    for begin, end in (
+        (100, BLOCK + 100),
+        (2 * BLOCK - 100, 2 * BLOCK + 100),
+        (3 * BLOCK, 6 * BLOCK - 9),
+    ):
+        volume.pwrite(b"n" * (end - begin), begin)
+        model[begin:end] = b"n" * (end - begin)
+        assert read(volume) == bytes(model)
+    assert read(rig.pool.open_volume("s")) == old
+
+
 def test_a_whole_shared_block_is_overwritten_without_a_copy(rig: Rig) -> None:
     volume = rig.create()
     volume.pwrite(b"a" * (2 * BLOCK), 0)
