@@ -135,7 +135,7 @@ def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoRetur
     )
     os.environ["PATH"] = search_path()
     os.umask(0o077)
-    # A connection takes three descriptors, and the limit in force is often 1024 of many more.
+    # A connection takes up to three descriptors; the limit in force is often 1024 of many more.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     block_end_signals()

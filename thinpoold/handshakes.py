@@ -1,7 +1,8 @@
 """Ends connections over a network that do not come to open a volume.
 
 nbdkit waits for ever for a client in its handshake, with TLS or without, and each costs it a thread
-and three descriptors. At a UNIX socket only who may use the pool can do that; at a port, anybody.
+and up to three descriptors. At a UNIX socket only who may use the pool can do that; at a port,
+anybody.
 
 Invariants
 

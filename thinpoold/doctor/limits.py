@@ -7,7 +7,7 @@ from thinpoold.doctor.finding import Finding
 from thinpoold.doctor.machine import Machine
 from thinpoold.sizes import format_size
 
-# A connection takes one, a pool a few dozen.
+# A connection takes three, or one if it has one thread (daemon.safe_threads); a pool a few dozen.
 LEAST_FILES = 256
 GOOD_FILES = 1024
 # LMDB maps the whole size that a metadata file may grow to; the rest is for the process.
@@ -16,15 +16,17 @@ _STRICT = "2"
 
 
 def limits(machine: Machine) -> Iterator[Finding]:
-    """Compare this process's limits, which a daemon started from here inherits."""
+    """Compare the limits of this process with what a daemon needs that was started from here."""
     files = machine.limits["files"]
     enough = files == resource.RLIM_INFINITY or files >= GOOD_FILES
     yield Finding(
         "open files",
         enough,
         "no limit" if files == resource.RLIM_INFINITY else str(files),
-        "each connection takes one",
-        "" if enough else f"ulimit -n {GOOD_FILES}; for a service: LimitNOFILE={GOOD_FILES}",
+        "each connection takes up to three",
+        ""
+        if enough
+        else f"as root, ulimit -n {GOOD_FILES}; for a service: LimitNOFILE={GOOD_FILES}",
         needed=files != resource.RLIM_INFINITY and files < LEAST_FILES,
     )
     space = machine.limits["address space"]

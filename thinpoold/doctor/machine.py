@@ -23,15 +23,17 @@ def _search_path() -> str:
 
 def _limits() -> dict[str, int]:
     return {
-        "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        # The hard one: the daemon goes up to it.
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         "address space": resource.getrlimit(resource.RLIMIT_AS)[0],
     }
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`path` is where programs are sought, `root` what stands for `/`, `limits` this process's.
+    """`path` is where programs are sought, `root` what stands for `/`.
 
+    `limits` are those that a daemon would have that this process starts.
     A limit of resource.RLIM_INFINITY, which is negative, is none.
     """
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -167,6 +168,15 @@ def test_devices_of_another_user(tmp_path: Path) -> None:
 def test_open_files(files: int, ok: bool, serves: bool, tmp_path: Path) -> None:
     findings = list(limits.limits(machine(tmp_path, limits={"files": files})))
     assert (named(findings, "open files").ok, can_serve(findings)) == (ok, serves)
+
+
+def test_the_limit_that_counts_is_the_one_the_daemon_goes_up_to() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 512), hard))
+    try:
+        assert Machine().limits["files"] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_so_few_files_that_nothing_works(tmp_path: Path) -> None:
