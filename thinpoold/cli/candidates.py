@@ -97,6 +97,7 @@ def _settings(context: click.Context, incomplete: str) -> Iterable[str]:
     values: dict[str, Sequence[str]] = {
         "on_full": settings.ON_FULL,
         "discard": settings.DISCARD,
+        "cache": settings.CACHE,
         **{name: ("yes", "no") for name, flag in _defaults().items() if isinstance(flag, bool)},
     }
     return [

@@ -45,6 +45,7 @@ def complete(line: str, monkeypatch: pytest.MonkeyPatch, rest: str = "") -> list
         ("thinpool rename env-2", ["plain,env-2"]),
         ("thinpool rename env-2 env", [""]),
         ("thinpool set on", ["plain,on-full=queue", "plain,on-full=error"]),
+        ("thinpool set cache", ["plain,cache=page", "plain,cache=bufio"]),
         ("thinpool set low", ["part,low-water="]),
         ("thinpool set skip-zeroing=", ["plain,yes", "plain,no"]),
         ("thinpool set --volume env-1 io", ["part,iops="]),
