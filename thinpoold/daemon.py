@@ -240,7 +240,12 @@ def nbdkit_version(nbdkit: str) -> str:
         done = subprocess.run([nbdkit, "--version"], capture_output=True, text=True, check=False)
     except OSError as error:
         raise ThinPoolError(f"{nbdkit}: {error.strerror}") from None
-    match = re.match(r"nbdkit (\d\S*)", done.stdout)
+    return version_said(done.stdout)
+
+
+def version_said(text: str) -> str:
+    """Return the version in what nbdkit says of itself, "" when there is none."""
+    match = re.match(r"nbdkit (\d\S*)", text)
     return match[1] if match else ""
 
 

@@ -60,7 +60,7 @@ def nbdkit(machine: Machine) -> Iterator[Finding]:
         remedy = f"{INSTALL} nbdkit nbdkit-plugin-python"
         yield Finding("nbdkit", False, "not installed", serves, remedy, needed=True)
         return
-    yield Finding("nbdkit", True, _version(machine, program), serves, needed=True)
+    yield Finding("nbdkit", True, _nbdkit_version(machine, program) or program, serves, needed=True)
     yield from _python_plugin(machine, program)
 
 
@@ -143,7 +143,7 @@ def fast_path(machine: Machine) -> Iterator[Finding]:
         return
     name, purpose = "fast path", "serves mapped blocks without Python, several times as fast"
     script = daemon.find_plugin()
-    version = _version(machine, program)
+    version = _nbdkit_version(machine, program)
     try:
         fastpath.check(fastpath.place(script), version)
     except fastpath.Unsuitable as error:
@@ -168,6 +168,13 @@ def service_manager(machine: Machine) -> Iterator[Finding]:
         purpose,
         "" if runs else "thinpool start POOL",
     )
+
+
+def _nbdkit_version(machine: Machine, program: str) -> str:
+    """The version as the daemon understands it, '' when it does not say."""
+    from thinpoold import daemon
+
+    return daemon.version_said(machine.run(program, "--version")[1])
 
 
 def _version(

@@ -18,12 +18,14 @@ from thinpoold.doctor.machine import Machine
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def nbdkit(python: str = PYTHON, *, plugin: bool = True, serves: str = "exit 0") -> str:
+def nbdkit(
+    python: str = PYTHON, *, plugin: bool = True, serves: str = "exit 0", version: str = "1.32.5"
+) -> str:
     """A script that answers as nbdkit does."""
-    dump = f"echo version=1.32.5; echo python_version={python}.1"
+    dump = f"echo version={version}; echo python_version={python}.1"
     return (
         'case "$*" in\n'
-        "  --version) echo nbdkit 1.32.5 ;;\n"
+        f"  --version) echo nbdkit {version} ;;\n"
         f"  *--dump-plugin) {dump if plugin else 'exit 1'} ;;\n"
         f"  *) {serves} ;;\n"
         "esac"
@@ -97,6 +99,23 @@ def test_the_fast_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (finding.ok, finding.remedy) == (True, "")
     (tmp_path / "without").mkdir()
     assert list(programs.fast_path(machine(tmp_path / "without"))) == []
+
+
+def test_the_version_is_what_the_daemon_takes_it_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filter's file names all of it, with what a distribution added."""
+    script = tmp_path / "plugins" / "thinpool.py"
+    monkeypatch.setattr(daemon, "find_plugin", lambda: script)
+    there = machine(tmp_path, {"nbdkit": nbdkit(version="1.47.1-2+b1")})
+    version = daemon.nbdkit_version(str(tmp_path / "bin" / "nbdkit"))
+    built = fastpath.place(script)
+    built.parent.mkdir(parents=True)
+    words = f"thinpoold-fastpath interface={fastpath.INTERFACE} nbdkit={version};"
+    built.write_text(words)
+    [finding] = programs.fast_path(there)
+    assert finding.ok
+    assert named(list(programs.nbdkit(there)), "nbdkit").found == version == "1.47.1-2+b1"
 
 
 def test_a_program_that_cannot_be_run(tmp_path: Path) -> None:
