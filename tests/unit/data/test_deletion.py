@@ -245,9 +245,7 @@ def asked_for(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("begin", [go_on_from, asked_for])
-def test_the_end_of_the_daemon_does_not_wait_for_it(
-    rig: Rig, begin: Callable[[Rig], None]
-) -> None:
+def test_the_end_of_the_daemon_does_not_wait_for_it(rig: Rig, begin: Callable[[Rig], None]) -> None:
     rig.pool.close_volume(full(rig, "v"))
     reached, go = threading.Event(), threading.Event()
 
