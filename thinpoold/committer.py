@@ -1,8 +1,9 @@
 """Group commit: flushes that wait together share one round.
 
-A round is one whole commit. Whoever finds none running leads the next one on its own thread, so no
-thread is handed anything; those who come meanwhile wait for the round after it, of which one of
-them becomes the leader.
+A round is one whole commit, or, if nobody who waits for it asks for more, the cheaper way to make
+things durable that `commit` knows. Whoever finds none running leads the next one on its own thread,
+so no thread is handed anything; those who come meanwhile wait for the round after it, of which one
+of them becomes the leader.
 
 Invariants
 
@@ -31,29 +32,32 @@ INTERVAL_SECONDS = 1.0
 class _Round:
     """One round: whether it is over, and how it went."""
 
-    __slots__ = ("done", "error")
+    __slots__ = ("done", "error", "whole")
 
     def __init__(self) -> None:
         self.done = False
+        self.whole = False
         self.error: Exception | None = None
 
 
 class Committer:
-    """Runs `commit`, which makes everything durable or raises."""
+    """Runs `commit(whole)`, which makes everything durable or raises."""
 
-    def __init__(self, commit: Callable[[], None]) -> None:
+    def __init__(self, commit: Callable[[bool], None]) -> None:
         self._commit = commit
         self._changed = threading.Condition(threading.Lock())
         self._next = _Round()
         self._leading = False
 
-    def flush(self) -> None:
+    def flush(self, *, whole: bool = True) -> None:
         """Return when all that was done before the call is durable. Raises what the round raised.
 
+        With `whole`, it is committed.
         Never call this inside a gate or with the metadata lock held.
         """
         with self._changed:
             mine = self._next
+            mine.whole = mine.whole or whole
             while not mine.done and (self._leading or mine is not self._next):
                 self._changed.wait()
             if not mine.done:
@@ -67,7 +71,7 @@ class Committer:
     def _lead(self, mine: _Round) -> None:
         error: Exception | None = RuntimeError("the commit was interrupted")
         try:
-            self._commit()
+            self._commit(mine.whole)
             error = None
         except Exception as raised:
             error = raised

@@ -1,16 +1,16 @@
 """What all volumes of a pool share: metadata and its lock, data device, commit, mode.
 
-The commit, step by step, and what a crash after each leaves, is in docs/crash-ordering.md.
+What makes things durable is in `rounds`; what a crash leaves, in docs/crash-ordering.md.
 
 Invariants
 
 1. Every call of the metadata is made with `lock` held, but `write`, which the commit makes without;
    and no data I/O is done with `lock` held.
-2. Only a commit's round abandons the open transaction, so nobody pulls it from under a commit that
-   is being written. A change that failed half way marks it (`changing`), which stops everything
-   until a round has abandoned it.
+2. Only a round (`rounds`) abandons the open transaction, so nobody pulls it from under a commit
+   that is being written. A change that failed half way marks it (`changing`), which stops
+   everything until a round has abandoned it.
 3. After the open transaction was abandoned the pool takes no more writes, and every flush fails:
-   writes that were answered are lost, and whoever waits for them must know.
+   writes that were answered, and not flushed, are lost, and whoever waits for them must know.
 4. A table entry that may be written in place exists only while the mode takes writes.
 
 Thread-safety: any thread. `lock` guards the metadata, `unshared`, `reservations`, `volumes` and
@@ -30,10 +30,7 @@ from thinmeta.errors import (
     AlreadyExists,
     Corrupt,
     NoDataSpace,
-    NoMetadataSpace,
     NotFound,
-    StoreError,
-    ThinMetaError,
 )
 from thinmeta.thin import Run, ThinMetadata
 from thinpoold.ahead import Taken
@@ -45,6 +42,7 @@ from thinpoold.modes import Mode, Modes
 from thinpoold.recent import RecentChanges
 from thinpoold.reclaim import Ranges, Reclaimer
 from thinpoold.reservations import Reservations
+from thinpoold.rounds import FAILURES, Rounds
 from thinpoold.settings import Settings
 from thinpoold.unshared import Unshared
 
@@ -54,9 +52,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECTOR = 512
-FAILURES = (Corrupt, StoreError, NoMetadataSpace)
-"""What the metadata raises when the store, or what is in it, is at fault."""
-
 _AGE_TICKS = 30
 _IDLE_SECONDS = 300.0
 
@@ -93,7 +88,7 @@ class Core:
         self.fastpath: Library | None = None
         # Called with the lock held, after the open transaction was abandoned.
         self.on_abandon: Callable[[], None] = lambda: None
-        self.committer = Committer(self._commit)
+        self.committer = Committer(Rounds(self).run)
         self.reclaimer = Reclaimer(
             device,
             self.block_size,
@@ -103,8 +98,12 @@ class Core:
         )
         self.timer = Timer("commit", self._tick, INTERVAL_SECONDS)
         self.reclaim_timer = Timer("reclaim", self.reclaimer.drain, None)
-        self._change = _Change(self)
-        self._broken: Exception | None = None
+        self._change = _Change(self, noted=False)
+        self._noted_change = _Change(self, noted=True)
+        # What broke the open transaction, and whether it holds anything that `recent` does not
+        # tell of. Both with the lock held.
+        self.broken_by: Exception | None = None
+        self.unnoted = False
         self._low = False
         # How often the timer has come round; it goes up while the pool is alive.
         self.ticks = 0
@@ -130,16 +129,25 @@ class Core:
     # --- commit ---------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Return when everything done before the call is durable.
+        """Return when everything done before the call is committed.
 
         Raises `DeviceError`, an error of the store, or `PoolStopped`.
         """
         if not self.read_only:
             self.committer.flush()
 
+    def sync(self) -> None:
+        """Return when everything done before the call is durable: for clients' flushes.
+
+        Where the notes of their changes say all there is to say, they are synced, and the timer
+        commits later. Raises as `flush`.
+        """
+        if not self.read_only:
+            self.committer.flush(whole=False)
+
     def commit_if_dirty(self) -> None:
         """Flush if there is anything of the metadata to commit."""
-        if self.metadata.dirty or self._broken is not None:
+        if self.metadata.dirty or self.broken_by is not None:
             self.flush()
 
     def throttle(self) -> None:
@@ -150,82 +158,30 @@ class Core:
         elif pressure:
             self.timer.kick()
 
-    def _commit(self) -> None:
-        """One round; see the module's invariant 2."""
-        freed: Ranges = []
-        try:
-            frozen = None
-            with self.lock:
-                if self._broken is not None:
-                    raise self._broken
-                self.modes.check_flushable()
-                # Also of a pool that has become read-only without losing anything.
-                if self.metadata.dirty:
-                    frozen = self.metadata.freeze()
-                    self.unshared.freeze()
-                    self.recent.freeze()
-            self.device.flush()
-            if frozen is None:
-                return
-            self.metadata.write(frozen)
-            with self.lock:
-                freed = self.metadata.committed(frozen)
-                self.unshared.committed()
-        except BaseException as error:
-            # Whatever it was, the frozen transaction will never be written.
-            if self._broken is not None or not self.modes.lost_data:
-                self._abandon(error)
-            raise
-        if freed:
-            self.reclaimer.add(freed)
-            self.reclaim_timer.kick()
-
-    def _abandon(self, error: BaseException) -> None:
-        """Go back to the last commit, and take no more writes."""
-        with self.lock:
-            mode, reason = Mode.READ_ONLY, str(error) or type(error).__name__
-            try:
-                self.metadata.abandon()
-                self.on_abandon()
-            except (ThinMetaError, ThinPoolError, OSError, ValueError) as worse:
-                mode, reason = Mode.FAILED, f"{reason}; the last commit cannot be read: {worse}"
-            self._broken = None
-            self.unshared.abandon()
-            self.recent.abandon()
-            self.modes.degrade(mode, reason)
-            for volume in self.volumes.values():
-                volume.forget()
-                if mode is not Mode.FAILED:
-                    volume.reload()
-            if mode is not Mode.FAILED and isinstance(error, Corrupt):
-                self._demand_check()
-
-    def _demand_check(self) -> None:
-        try:
-            self.metadata.set_needs_check(True)
-            self.metadata.commit()
-        except FAILURES as error:
-            log.error("the metadata cannot be marked as in need of a check: %s", error)
-
     # --- failures -------------------------------------------------------------------------------
 
     def changing(self) -> _Change:
         """The lock, for changes of the metadata. Raises `Stopped` unless the pool takes writes.
 
         A failure half way breaks the transaction: whoever gets it calls `settle`, outside gates.
+        Until it is committed, every flush is a commit.
         """
         return self._change
 
+    def noting(self) -> _Change:
+        """As `changing`, for changes of mappings that are noted in `recent` within the context."""
+        return self._noted_change
+
     def broken(self, error: Exception) -> None:
         """A change failed half way. Lock held."""
-        self._broken = error
+        self.broken_by = error
         self.modes.degrade(Mode.READ_ONLY, str(error) or type(error).__name__)
         for volume in self.volumes.values():
             volume.forget()
 
     def check_whole(self) -> None:
         """Raise `TransactionBroken` while the open transaction waits to be abandoned. Lock held."""
-        if self._broken is not None:
+        if self.broken_by is not None:
             raise TransactionBroken("the open transaction is being dropped")
         self.modes.check_readable()
 
@@ -235,7 +191,7 @@ class Core:
 
         Raises `Stopped` when the pool has failed.
         """
-        while self._broken is not None:
+        while self.broken_by is not None:
             self.settle()
         with self.lock:
             # Broken again by now is so unlikely that whoever looks may be told to try again.
@@ -253,7 +209,7 @@ class Core:
 
     def settle_after(self, error: Exception) -> None:
         """Deal with an error that may be a failure of the metadata. Outside gates."""
-        if self._broken is not None:
+        if self.broken_by is not None:
             self.settle()
         elif isinstance(error, FAILURES):
             self.settle(error)
@@ -271,6 +227,7 @@ class Core:
                 log.error("metadata: %s", error)
                 # Before the commit: no write is answered that it would leave out.
                 if isinstance(error, Corrupt):
+                    self.unnoted = True
                     self.metadata.set_needs_check(True)
                 self.modes.degrade(Mode.READ_ONLY, str(error), lost_data=False)
                 for volume in self.volumes.values():
@@ -377,8 +334,9 @@ class _Change:
     # Raised before anything was changed.
     _HARMLESS = (AlreadyExists, NoDataSpace, NotFound, ThinPoolError)
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, *, noted: bool) -> None:
         self._core = core
+        self._noted = noted
 
     def __enter__(self) -> None:
         core = self._core
@@ -389,6 +347,8 @@ class _Change:
         except BaseException:
             core.lock.release()
             raise
+        if not self._noted:
+            core.unnoted = True
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         core = self._core

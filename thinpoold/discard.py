@@ -64,7 +64,7 @@ def unmap(volume: Volume, begin: int, end: int) -> None:
     core = volume.core
     while (found := _next_mapped(volume, begin, end)) < end:
         begin = min(end, found + PORTION_BLOCKS)
-        with core.settled(), volume.gate.closed(), core.changing():
+        with core.settled(), volume.gate.closed(), core.noting():
             remove(volume, found, begin)
             core.recent.removed(volume.dev_id, found, begin)
         core.throttle()

@@ -90,5 +90,9 @@ class DeviceError(ThinPoolError):
         self.errno = errno
 
 
+class NotRecovered(ThinPoolError):
+    """Changes that were flushed could not be committed; they are kept."""
+
+
 class ControlError(ThinPoolError):
     """The daemon could not be reached, or spoke nonsense."""

@@ -341,7 +341,7 @@ def pwrite(h: Connection, buf: Any, offset: int, flags: int) -> None:
     try:
         h.volume.pwrite(buf, offset)
         if flags & _FUA:
-            h.volume.core.flush()
+            h.volume.core.sync()
     except Exception as error:
         _report(error)
         raise
@@ -355,7 +355,7 @@ def _pace(h: Connection) -> None:
 @reported
 def flush(h: Connection, flags: int) -> None:
     h.kept.keep()
-    h.volume.core.flush()
+    h.volume.core.sync()
 
 
 @reported
@@ -364,7 +364,7 @@ def trim(h: Connection, count: int, offset: int, flags: int) -> None:
     _pace(h)
     discard.trim(h.volume, offset, count)
     if flags & _FUA:
-        h.volume.core.flush()
+        h.volume.core.sync()
 
 
 @reported
@@ -379,7 +379,7 @@ def zero(h: Connection, count: int, offset: int, flags: int) -> None:
         fast=bool(flags & _FAST_ZERO),
     )
     if flags & _FUA:
-        h.volume.core.flush()
+        h.volume.core.sync()
 
 
 @reported

@@ -38,7 +38,7 @@ from thinpoold.paths import PoolPaths, pool_paths
 from thinpoold.pool_record import PoolRecord
 from thinpoold.recent import RecentChanges
 from thinpoold.reclaim import Ranges
-from thinpoold.recovery import recover
+from thinpoold.recovery import apply, recover
 from thinpoold.sizes import exact_size
 from thinpoold.volume import Volume
 from thinpoold.volumes import Registry, VolumeRecord
@@ -93,7 +93,7 @@ class Pool:
         `lock_fd` holds the pool's lock already, and stays the caller's; without it the lock is
         taken. `cache_bytes` bounds the metadata cache. `serving` opens the data device as the
         setting `cache` says; a command does without a cache. Raises `PoolLocked`, `NoSuchPool`,
-        `DeviceError`, errors of the metadata.
+        `DeviceError`, `NotRecovered`, errors of the metadata.
         """
         paths = pool_paths(directory).require_pool()
         with ExitStack() as undo:
@@ -118,9 +118,7 @@ class Pool:
             recent = RecentChanges(paths.recent, record.uuid)
             freed: Ranges = []
             if not read_only:
-                sizes = {
-                    one.dev_id: -(-one.size // record.block_size) for one in Registry(metadata)
-                }
+                sizes = Registry(metadata).sizes(record.block_size)
                 freed = recover(metadata, device, recent, sizes)
                 recent.begin(metadata.generation)
                 undo.callback(recent.close)
@@ -255,9 +253,12 @@ class Pool:
         self.core.modes.settings_changed()
 
     def _load(self) -> None:
-        """Look again at what was committed last."""
+        """Look again at what was committed last, and bring back what was flushed since."""
         self._take(pool_record.load(self.metadata))
         self.registry.load()
+        flushed = self.core.recent.flushed(self.metadata.generation)
+        if apply(self.metadata, flushed, self.registry.sizes(self.core.block_size)) < len(flushed):
+            raise Corrupt("notes", "changes that were flushed", "are at odds with the metadata")
 
     def _count_reservations(self) -> None:
         size = self.core.block_size

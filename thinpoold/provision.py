@@ -96,7 +96,7 @@ def write(volume: Volume, payload: Payload, offset: int, *, keep_holes: bool = F
             if payload.data is not None:
                 # The request's own bytes were charged when it came.
                 volume.account.credit[0] -= written - count
-            with core.changing():
+            with core.noting():
                 # From here on the reserved blocks are the transaction's.
                 inserting = True
                 _insert(volume, target)

@@ -1,27 +1,34 @@
-"""Changes of mappings that no commit holds yet, kept for when only the process dies.
+"""Changes of mappings that no commit holds yet: noted as they are made, durable when flushed.
 
 A client that was answered counts on what it wrote, flushed or not, for as long as the machine stays
 up: a disk does not forget what is in its cache because a program died. Data that went to the data
 device is in the page cache and survives the daemon; the mapping that points at it is in the
-daemon's memory. So each such change is noted in a small file of the pool's directory, which is
-never synced: a page cache's worth of durability is what is wanted.
+daemon's memory. So each such change is noted in a small file of the pool's directory.
+
+A flush has the notes synced, which is one write of a sector or two, where a commit would write
+metadata, wait, write the page that makes it count, and wait again. The commit comes later.
 
 There are two files, one for the open transaction and one for the one being committed. A file
 says which commit its changes come on top of; changes whose commit is there already are skipped.
 
-    header    magic, generation of the commit before, boot id, pool's uuid, CRC-32
-    records   kind and device, virtual block, data block, count, CRC-32; in the order of the changes
+`notes` has what is in them.
 
 Invariants
 
 1. What a file holds is of one transaction, on top of the commit of its header's generation.
 2. A change is noted before it is answered, and in the order of the metadata's changes.
-3. After a boot, or in another pool, the files say nothing: neither they nor the data were synced.
-4. Failing to note anything costs only this protection: it is logged, and nothing else fails.
+3. What is before a synced mark is never written again, and no record is in two sectors: a write
+   that a power cut tears harms what it writes alone.
+4. After another boot just what is before the last mark counts. A mark is written when the data of
+   what is before it is durable; it counts once it, and all before it, were synced (`sync`).
+5. Marks are made only within the room that was written and synced when the files were made, where
+   a sync has nothing of the file system's to write.
+6. Failing to note or to sync costs only this: it is logged, a flush is a commit then, and nothing
+   else fails. After a sync has failed none is tried again: it would prove nothing.
 
 What an administrator does is not noted: it is answered after its commit.
 
-Thread-safety: the caller holds the metadata lock.
+Thread-safety: the caller holds the metadata lock, but for `sync`, which a commit's round calls.
 """
 
 from __future__ import annotations
@@ -29,45 +36,48 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from zlib import crc32
+
+from thinpoold.notes import (
+    BODY,
+    CRC_BYTES,
+    END,
+    INSERT,
+    KIND_SHIFT,
+    MARK,
+    RECORD_BYTES,
+    RECORDS_AT,
+    REMOVE,
+    Change,
+    Leftover,
+    header,
+    read,
+    record,
+    seed_of,
+)
 
 log = logging.getLogger(__name__)
 
-_MAGIC: Final = b"tprecent"
-_HEADER: Final = struct.Struct("<8sQ16s16sI")
-_RECORD: Final = struct.Struct("<IQQQI")
-_CRC_BYTES: Final = 4
-# Above the 24 bits of a device's number.
-_KIND_SHIFT: Final = 24
-_INSERT: Final = 1
-_REMOVE: Final = 2
-# No insertion follows this one.
-_NOTHING: Final = (-1, 0, 0, 0)
+_SIZE: Final = 256 << 10
+# A mark, and the end behind it.
+_ROOM: Final = _SIZE - 2 * RECORD_BYTES
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """`count` virtual blocks of a device from `block` on were mapped to data blocks from
-    `data_block` on, or unmapped if that is None."""
-
-    dev_id: int
-    block: int
-    count: int
-    data_block: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Leftover:
-    """Changes of one transaction that came on top of the commit `generation`."""
-
-    generation: int
-    changes: Sequence[Change]
+@dataclass(slots=True)
+class _File:
+    path: Path
+    fd: int
+    generation: int = 0
+    # The CRC of the header, which each record's begins with.
+    seed: int = 0
+    # How many changes a synced mark vouches for, and where that mark ends.
+    flushed: int = 0
+    flushed_end: int = RECORDS_AT
 
 
 class RecentChanges:
@@ -81,20 +91,29 @@ class RecentChanges:
         self._paths = tuple(paths)
         self._uuid = uuid
         self._boot = _boot_id()
-        self._fds: list[int] = []
-        # The file at hand, where its next record goes, and the last insertion, to lengthen, as
-        # device, block, data block, count.
+        # The open transaction's first.
+        self._files: list[_File] = []
+        # Its marks, what the one under way vouches for, and where that ends.
+        self._marks = self._marked = self._mark_end = 0
+        # Whether `sync` has never failed.
+        self._syncs = True
+        # Whether changes that were flushed wait for the next opening.
+        self._kept = False
+        # The file at hand, where its next record goes, and its seed. -1: nothing is noted.
         self._fd = -1
         self._end = 0
-        self._last = _NOTHING
-        self._generation = 0
+        self._seed = 0
+        # The last record, if that is an insertion, which may be lengthened. -1: it is not.
+        self._last_dev = -1
+        self._last_block = self._last_data = self._last_count = 0
 
     def leftovers(self) -> list[Leftover]:
-        """What a process that died in this boot of the machine left, oldest first; maybe empty."""
+        """What a process left that died, oldest first; maybe empty. Raises `OSError`.
+
+        All that it noted, if that was in this boot of the machine, else what was flushed.
+        """
         found = [
-            left
-            for path in self._paths
-            if (left := _read(path, self._boot, self._uuid)) is not None
+            left for path in self._paths if (left := read(path, self._boot, self._uuid)) is not None
         ]
         return sorted(found, key=lambda left: left.generation)
 
@@ -104,82 +123,168 @@ class RecentChanges:
             return
         try:
             for path in self._paths:
-                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-                self._fds.append(os.open(path, flags, 0o600))
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                fd = os.open(path, flags, 0o600)
+                self._files.append(_File(path, fd))
+                os.ftruncate(fd, _SIZE)
+                _put(fd, bytes(_SIZE), 0)
+                os.fsync(fd)
+            if self._files:
+                _sync_directory(self._paths[0].parent)
         except OSError as error:
             self._failed(error)
-            self.close()
+            # What cannot be overwritten must not be taken for a later transaction's.
+            self.erase()
             return
-        if self._fds:
-            self._start(self._fds[0], generation)
+        if self._files:
+            self._start(generation)
 
     def inserted(self, dev_id: int, block: int, data_block: int, count: int) -> None:
         """Virtual blocks were mapped."""
-        last_dev, last_block, last_data, last_count = self._last
-        end = self._end
+        fd, at = self._fd, self._end
+        if fd < 0:
+            return
         if (
-            last_block + last_count == block
-            and last_data + last_count == data_block
-            and last_dev == dev_id
+            self._last_dev == dev_id
+            and self._last_block + self._last_count == block
+            and self._last_data + self._last_count == data_block
         ):
-            end -= _RECORD.size
-            block, data_block, count = last_block, last_data, last_count + count
-        self._note(_INSERT << _KIND_SHIFT | dev_id, block, data_block, count, end)
-        self._last = (dev_id, block, data_block, count)
+            at -= RECORD_BYTES
+            block, data_block = self._last_block, self._last_data
+            count += self._last_count
+        body = BODY.pack(INSERT << KIND_SHIFT | dev_id, block, data_block, count)
+        try:
+            packed = body + crc32(body, self._seed).to_bytes(CRC_BYTES, "little")
+            if os.pwrite(fd, packed, at) != RECORD_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._failed(error)
+            return
+        self._end = at + RECORD_BYTES
+        self._last_dev, self._last_block = dev_id, block
+        self._last_data, self._last_count = data_block, count
 
     def removed(self, dev_id: int, begin: int, end: int) -> None:
         """Virtual blocks begin..end-1 were unmapped."""
-        self._note(_REMOVE << _KIND_SHIFT | dev_id, begin, 0, end - begin, self._end)
-        self._last = _NOTHING
+        self._append(REMOVE << KIND_SHIFT | dev_id, begin, end - begin)
+
+    # --- flushing ---------------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """Bytes free on the file system of the notes; 0 if they cannot be marked."""
+        if self._fd < 0 or not self._syncs or self._end > _ROOM:
+            return 0
+        try:
+            facts = os.fstatvfs(self._fd)
+        except OSError:
+            return 0
+        return facts.f_bavail * facts.f_frsize
+
+    def prepare(self) -> bool:
+        """What is noted by now is to be marked, once its data is durable; False if it is."""
+        self._last_dev = -1
+        self._marked = (self._end - RECORDS_AT) // RECORD_BYTES - self._marks
+        return self._marked != self._files[0].flushed
+
+    def mark(self) -> bool:
+        """The data behind what was noted at `prepare` is durable; False if it cannot be noted."""
+        if self._end > _ROOM:
+            return False
+        self._append(MARK << KIND_SHIFT, self._marked, 0)
+        self._marks += 1
+        self._mark_end = self._end
+        return self._fd >= 0
+
+    def sync(self) -> bool:
+        """Make the last mark durable; False if that fails. No lock is needed.
+
+        The file is that of the open transaction until the round that calls this is over.
+        """
+        file = self._files[0]
+        try:
+            os.fdatasync(file.fd)
+        except OSError as error:
+            self._syncs = False
+            log.warning("flushes are commits from now on: %s: %s", file.path, error.strerror)
+            return False
+        file.flushed, file.flushed_end = self._marked, self._mark_end
+        return True
+
+    def flushed(self, generation: int) -> list[Change]:
+        """The changes on top of the commit `generation` that were flushed; maybe empty.
+
+        Raises `OSError` if they cannot be read.
+        """
+        for file in self._files:
+            if file.flushed and file.generation == generation:
+                left = read(file.path, self._boot, self._uuid)
+                if left is None or len(left.changes) < file.flushed:
+                    raise OSError(errno.EIO, f"{file.path} does not hold what was written to it")
+                return list(left.changes[: file.flushed])
+        return []
+
+    # --- transactions -----------------------------------------------------------------------------
 
     def freeze(self) -> None:
         """The open transaction is being committed; what follows is noted on top of it."""
-        if self._fds:
+        if self._files:
             # The other file's transaction is durable: one commit is made at a time.
-            self._fds.reverse()
-            self._start(self._fds[0], self._generation + 1)
+            generation = self._files[0].generation + 1
+            self._files.reverse()
+            self._start(generation)
 
     def abandon(self) -> None:
-        """The transactions noted here will never be: those who made the changes were told."""
-        for fd in self._fds:
+        """The transactions noted here will never be: those who made the changes were told.
+
+        But for those changes that were flushed, which wait for the next opening.
+        """
+        for file in self._files:
             try:
-                os.ftruncate(fd, 0)
+                # Over what comes first behind the mark.
+                end = record(file.seed, END << KIND_SHIFT, file.flushed)
+                _put(file.fd, end, file.flushed_end)
             except OSError as error:
                 self._failed(error)
+            self._kept = self._kept or file.flushed > 0
         self._fd = -1
 
     def close(self) -> None:
         """Note nothing any more. The files stay."""
         self._fd = -1
-        while self._fds:
-            os.close(self._fds.pop())
+        while self._files:
+            os.close(self._files.pop().fd)
 
     def erase(self) -> None:
-        """Close, and remove the files: all there is to know is committed, or was given up."""
+        """Close, and remove the files, if all there is to know is committed, or was given up."""
         self.close()
-        for path in self._paths:
-            path.unlink(missing_ok=True)
+        if not self._kept:
+            for path in self._paths:
+                path.unlink(missing_ok=True)
 
-    def _start(self, fd: int, generation: int) -> None:
-        self._generation = generation
-        self._fd, self._end, self._last = fd, _HEADER.size, _NOTHING
-        packed = _HEADER.pack(_MAGIC, generation, self._boot, self._uuid, 0)
+    def _start(self, generation: int) -> None:
+        file = self._files[0]
+        head = header(generation, self._boot, self._uuid)
+        file.generation, file.seed = generation, seed_of(head)
+        file.flushed, file.flushed_end = 0, RECORDS_AT
+        self._fd, self._end, self._seed = file.fd, RECORDS_AT, file.seed
+        self._last_dev, self._marks = -1, 0
         try:
-            os.ftruncate(fd, 0)
-            _put(fd, _sealed(packed), 0)
+            if os.fstat(file.fd).st_size > _SIZE:
+                os.ftruncate(file.fd, _SIZE)
+            _put(file.fd, head, 0)
         except OSError as error:
             self._failed(error)
 
-    def _note(self, what: int, block: int, data_block: int, count: int, at: int) -> None:
+    def _append(self, what: int, block: int, count: int) -> None:
         if self._fd < 0:
             return
-        packed = _RECORD.pack(what, block, data_block, count, 0)
+        self._last_dev = -1
         try:
-            _put(self._fd, _sealed(packed), at)
+            _put(self._fd, record(self._seed, what, block, count), self._end)
         except OSError as error:
             self._failed(error)
             return
-        self._end = at + _RECORD.size
+        self._end += RECORD_BYTES
 
     def _failed(self, error: OSError) -> None:
         # Until the next commit nothing is noted: later changes may rest on the one that is missing.
@@ -199,34 +304,14 @@ def _boot_id() -> bytes:
         return b""
 
 
-def _sealed(packed: bytes) -> bytes:
-    """Return a packed structure with the CRC-32 of what is before its last four bytes."""
-    body = packed[:-_CRC_BYTES]
-    return body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
-
-
 def _put(fd: int, octets: bytes, at: int) -> None:
     if os.pwrite(fd, octets, at) != len(octets):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _read(path: Path, boot: bytes, uuid: bytes) -> Leftover | None:
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        octets = path.read_bytes()
-    except OSError:
-        return None
-    head = octets[: _HEADER.size]
-    if not boot or len(head) < _HEADER.size or head != _sealed(head):
-        return None
-    magic, generation, its_boot, its_uuid, _ = _HEADER.unpack(head)
-    if (magic, its_boot, its_uuid) != (_MAGIC, boot, uuid):
-        return None
-    changes = []
-    for at in range(_HEADER.size, len(octets) - _RECORD.size + 1, _RECORD.size):
-        packed = octets[at : at + _RECORD.size]
-        if packed != _sealed(packed):
-            break
-        what, block, data_block, count, _ = _RECORD.unpack(packed)
-        kind, dev_id = what >> _KIND_SHIFT, what & (1 << _KIND_SHIFT) - 1
-        changes.append(Change(dev_id, block, count, data_block if kind == _INSERT else None))
-    return Leftover(generation, changes)
+        os.fsync(fd)
+    finally:
+        os.close(fd)

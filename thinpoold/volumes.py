@@ -120,6 +120,10 @@ class Registry:
             raise NoSuchVolume(f"no volume {name[:127]!r} in this pool")
         return record
 
+    def sizes(self, block_size: int) -> dict[int, int]:
+        """The virtual blocks of each volume, by its device."""
+        return {record.dev_id: -(-record.size // block_size) for record in self}
+
     def by_uuid(self, uuid: bytes) -> VolumeRecord | None:
         return self._by_uuid.get(uuid)
 

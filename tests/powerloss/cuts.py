@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 from tests.powerloss.client import Client
 from tests.powerloss.history import SECTOR, History, Lost, judge, stamps
@@ -17,17 +18,21 @@ from tests.powerloss.recording import Event, Recorder, What
 from tests.support.pools import PoolRig
 from thinmeta.check import check_file
 from thinmeta.store.lmdb import LmdbStore
-from thinpoold import admin
+from thinpoold import admin, recent
 from thinpoold.audit import audit
 from thinpoold.pool import Pool
 
 # How much of what was not durable is there, and in pieces of how many bytes (0: whole calls).
+FILES = ("data", "metadata.lmdb", "recent-0", "recent-1")
 CUTS = [(0.0, 0), (0.5, 0), (0.9, 0), (0.1, 4096), (0.5, 4096), (0.5, SECTOR), (0.9, SECTOR)]
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What a client did, and what the daemon did to the files, from what they were before."""
+    """What a client did, and what the daemon did to the files, from what they were before.
+
+    The files are the data, the metadata and the two of recent changes.
+    """
 
     history: History
     events: Sequence[Event]
@@ -37,10 +42,14 @@ class Recording:
 
 def record(rig: PoolRig, directory: Path, seed: int, steps: int) -> Recording:
     """Let a client loose on the pool of a rig whose daemon does not run; stop it at the end."""
-    data, metadata = rig.directory / "data", rig.directory / "metadata.lmdb"
-    files = [data.read_bytes(), metadata.read_bytes()]
+    paths = [rig.directory / name for name in FILES]
+    for path in paths:
+        # Those of recent changes are not there; empty, they say as much.
+        path.touch()
+    files = [path.read_bytes() for path in paths]
+    data = paths[0]
     attributes = {name: os.getxattr(data, name) for name in os.listxattr(data)}
-    recorder = Recorder(directory, [data, metadata])
+    recorder = Recorder(directory, paths)
     outside = rig.env
     rig.env = {**outside, **recorder.environment}
     try:
@@ -69,6 +78,9 @@ class Cutter:
         self._directory = directory
         self._rng = random.Random(seed)
         directory.mkdir()
+        # After a power cut it is another boot.
+        self._boot = directory.with_name(directory.name + "-boot")
+        self._boot.write_text("01234567-89ab-cdef-0123-456789abcdef\n")
 
     def cut(self, at: Iterable[int], times: int) -> int:
         """Cut after each of these events, so many times; how many cuts could lose something.
@@ -96,13 +108,16 @@ class Cutter:
         """What the volumes hold after the next start."""
         for path in self._directory.iterdir():
             path.unlink()
+        for name, image in zip(FILES, images, strict=True):
+            (self._directory / name).write_bytes(image)
         data, metadata = self._directory / "data", self._directory / "metadata.lmdb"
-        data.write_bytes(images[0])
-        metadata.write_bytes(images[1])
         for name, value in self._recording.attributes.items():
             os.setxattr(data, name, value)
         self._check(metadata)
-        with closing(Pool.open(self._directory)) as pool:
+        with (
+            patch.object(recent, "_BOOT_ID", self._boot),
+            closing(Pool.open(self._directory)) as pool,
+        ):
             found = {}
             for record in pool.registry:
                 volume = pool.open_volume(record.name)

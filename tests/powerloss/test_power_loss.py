@@ -19,7 +19,7 @@ from tests.powerloss.recording import Event, What
 from tests.support.pools import PoolRig
 from tests.support.scratch import Scratch
 
-DATA, METADATA = 0, 1
+DATA, METADATA, NOTES = 0, 1, (2, 3)
 STEPS = 120
 CUTS = 50
 SLOW_STEPS = 600
@@ -73,7 +73,13 @@ def recording(
     return record(rig, tmp_path_factory.mktemp("l"), 1, STEPS)
 
 
-@pytest.mark.parametrize("kept", [without_syncs_of_data, without_syncs_of_metadata])
+def without_syncs_of_notes(event: Event) -> bool:
+    return event.what is not What.SYNC or event.file not in NOTES
+
+
+@pytest.mark.parametrize(
+    "kept", [without_syncs_of_data, without_syncs_of_metadata, without_syncs_of_notes]
+)
 def test_a_sync_that_is_left_out_is_noticed(
     recording: Recording, place: Path, kept: Callable[[Event], bool]
 ) -> None:

@@ -17,7 +17,7 @@ import click
 from thinpoold import lock
 from thinpoold.cli import output
 from thinpoold.cli.options import Text, chosen_pool, json_option, pool_argument, verb
-from thinpoold.errors import DeviceError, PoolLocked, UserError
+from thinpoold.errors import DeviceError, PoolLocked, ThinPoolError, UserError
 from thinpoold.paths import PoolPaths
 from thinpoold.progress import Progress
 
@@ -41,7 +41,7 @@ def check(
 ) -> None:
     """Check all metadata of POOL: every checksum, order and count.
 
-    It works on a running pool too, on its last commit, without holding it up. Every problem gets a
+    It works on a running pool too, which commits first, without holding it up. Every problem gets a
     line on stdout that says where, what and of which kind.
 
     A pool that met damage is marked as in need of a check, and opens read-only from then on, also
@@ -61,9 +61,16 @@ def check(
     with ExitStack() as stack:
         if clear:
             stack.enter_context(_stopped(paths))
+        running = not clear and _commit_running(paths)
         with Progress(f"checking pool {paths.name}") as progress:
             result = _check(paths, progress)
         marked = result.needs_check
+        waiting = 0 if running else _flushed(paths)
+        if clear and marked and result.ok and waiting:
+            raise UserError(
+                f"{output.plural(waiting, 'change')} that were flushed wait in the pool's recent-0 "
+                "and recent-1: move the two files away to do without them"
+            )
         if clear and marked and result.ok:
             _clear_needs_check(paths)
             result = dataclasses.replace(result, needs_check=False)
@@ -71,6 +78,11 @@ def check(
         output.emit_json(result.to_json())
     else:
         _tell(result)
+        if waiting:
+            output.note(
+                f"{output.plural(waiting, 'change')} flushed since the last commit: "
+                "the next start commits them"
+            )
         if clear and result.ok:
             output.emit(
                 "it takes writes again" if marked else "it was not marked: nothing to clear"
@@ -91,8 +103,8 @@ def export_metadata(file: str, pool: str | None, as_json: bool) -> None:
     """Write the metadata of a pool to FILE in the kernel's own format, that of dm-thin.
 
     FILE is made, or replaced. thin_check and thin_dump take it as it is, and so does the kernel's
-    thin-pool target once it is on a block device. It works on a running pool too, on its last
-    commit, without holding it up.
+    thin-pool target once it is on a block device. It works on a running pool too, which commits
+    first, without holding it up.
 
     \b
     Examples:
@@ -101,10 +113,15 @@ def export_metadata(file: str, pool: str | None, as_json: bool) -> None:
 
     Exit status: 0 written; 1 refused (FILE is the pool's own) or failed.
     """
+    from thinpoold.cli.backend import Backend
+
     paths = chosen_pool(pool).require_pool()
     target = Path(file)
     if not file:
         raise UserError("FILE is empty: name the file to write")
+    if not _commit_running(paths) and _flushed(paths):
+        # A daemon left it that died. Whoever opens the pool commits it.
+        Backend(paths).call("commit")
     with (
         Progress(f"exporting the metadata of pool {paths.name}") as progress,
         _opened(paths) as store,
@@ -186,6 +203,37 @@ def _export(store: "LmdbStore", target: Path, progress: Progress) -> None:
         export_metadata(store, target, progress=progress.update)
     except OSError as error:
         raise DeviceError(f"cannot write {target}: {error.strerror or error}") from None
+
+
+def _commit_running(paths: PoolPaths) -> bool:
+    """Have a running pool commit what clients have flushed; False if it does not run."""
+    from thinmeta.errors import ThinMetaError
+    from thinpoold.cli.backend import call_daemon
+
+    if not lock.is_held(paths):
+        return False
+    try:
+        call_daemon(paths, "commit", {})
+    except (ThinPoolError, ThinMetaError) as error:
+        output.note(f"this is the last commit of pool {paths.directory}: {error}")
+    return True
+
+
+def _flushed(paths: PoolPaths) -> int:
+    """How many changes that were flushed the next start of a stopped pool has to commit."""
+    from thinmeta.errors import ThinMetaError
+    from thinpoold import pool_record, recovery
+
+    try:
+        with _opened(paths) as store:
+            record = store.record(pool_record.TABLE, pool_record.KEY)
+            if record is None:
+                return 0
+            uuid = pool_record.PoolRecord.unpack(record).uuid
+            return recovery.flushed(store, paths.recent, uuid)
+    except ThinMetaError:
+        # Damaged, which is said elsewhere.
+        return 0
 
 
 def _refuse_own(paths: PoolPaths, target: Path, store: "LmdbStore") -> None:

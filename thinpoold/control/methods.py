@@ -90,6 +90,11 @@ def _stop(host: Host, params: Params) -> Result:
     return answer
 
 
+def _commit(host: Host, params: Params) -> Result:
+    host.pool.commit()
+    return {"committed": True}
+
+
 def _uri(host: Host, params: Params) -> Result:
     from thinpoold import admin
 
@@ -142,6 +147,12 @@ METHODS: dict[str, Method] = {
             "being given back), `clients`, `fastpath` (whether the C filter is there) and "
             "`fastpath_reason` (why it is not, or empty)",
             _status,
+        ),
+        Method(
+            "commit",
+            "Commit what was done, which the daemon does each second by itself.",
+            "`committed` (true)",
+            _commit,
         ),
         Method(
             "stop",

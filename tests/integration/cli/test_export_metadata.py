@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from tests.conftest import PoolMaker
 from tests.integration.cli.outcomes import MIB, fill, refused, volume, wrong_usage
 from tests.support.pools import PoolRig
 from tests.support.thin import thin_check, thin_dump
@@ -28,6 +29,22 @@ def test_it_holds_the_last_commit_of_a_running_pool(running: PoolRig, tmp_path: 
     assert told == {"file": str(image), "size": image.stat().st_size}
     device = thin_dump(image).devices[volume(running, "b")["id"]]
     assert set(device.mappings) >= set(range(16))
+
+
+def test_what_was_flushed_is_in_it_when_the_daemon_died(
+    new_pool: PoolMaker, tmp_path: Path
+) -> None:
+    rig = new_pool("64M")
+    rig.create("b", "8M")
+    fill(rig, "b", MIB)
+    rig.kill()
+    done = rig.run("check")
+    assert (done.returncode, done.stdout[:5]) == (0, "sound")
+    image = tmp_path / "image"
+    rig.cli("export-metadata", str(image))
+    device = thin_dump(image).devices[volume(rig, "b")["id"]]
+    assert set(device.mappings) >= set(range(16))
+    assert thin_check(image) == []
 
 
 def test_a_file_that_is_there_is_replaced(rig: PoolRig, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ class Rounds:
         self.count = 0
         self.errors: dict[int, Exception] = {}
 
-    def commit(self) -> None:
+    def commit(self, whole: bool) -> None:
         self.count += 1
         number = self.count
         self.begun.release()
