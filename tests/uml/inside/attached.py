@@ -16,6 +16,7 @@ from typing import Self
 
 from tests.support.pools import PoolRig
 from tests.uml.inside.commands import run
+from tests.uml.inside.filesystems import fsck, mkfs
 
 # A real tree, which every Debian has and nobody changes.
 TREE = Path("/usr/lib/x86_64-linux-gnu/perl-base")
@@ -50,15 +51,6 @@ def mount_point(name: str) -> Path:
     path = Path("/run/mnt") / name
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def mkfs(kind: str, device: str) -> None:
-    run(f"mkfs.{kind}", "-q", device)
-
-
-def check_file_system(kind: str, device: str) -> None:
-    """The file system's own checker, which changes nothing."""
-    run("xfs_repair", "-n", device) if kind == "xfs" else run(f"fsck.{kind}", "-fn", device)
 
 
 def grow_file_system(kind: str, device: str, point: Path) -> None:
@@ -213,7 +205,7 @@ def life_of_a_file_system(kind: str, mib: int, grown_mib: int) -> dict[str, obje
     after = digest(point)
 
     run("umount", str(point))
-    check_file_system(kind, device)
+    fsck(kind, device)
     rig.cli("detach", device)
     complaints = finish(rig)
     return {
@@ -255,7 +247,7 @@ def restarts(connections: int, times: int) -> dict[str, object]:
     drop_caches()
     found = {name: one for name, one in digest(point).items() if name in writer.written}
     run("umount", str(point))
-    check_file_system("ext4", device)
+    fsck("ext4", device)
     rig.cli("detach", "v")
     return {
         "same": found == writer.written,
@@ -299,7 +291,7 @@ def kills(connections: int, times: int) -> dict[str, object]:
     kept = [digest(copy) == tree for copy in copied]
     writable = os.access(point, os.W_OK)
     run("umount", str(point))
-    check_file_system("ext4", device)
+    fsck("ext4", device)
     lost = direct.lost()
     rig.cli("detach", "v")
     rig.cli("detach", "bare")
@@ -349,7 +341,7 @@ def keepers_die() -> dict[str, object]:
     found = {name: one for name, one in digest(point).items() if name in writer.written}
     refusals.append(rig.run("detach", "v").stderr)
     run("umount", str(point))
-    check_file_system("ext4", device)
+    fsck("ext4", device)
     rig.cli("detach", "v")
     return {"same": found == writer.written, "refusals": refusals, "complaints": finish(rig)}
 
@@ -373,7 +365,7 @@ def four_at_once() -> dict[str, object]:
     same = [digest(mount_point(name) / "tree") == tree for name in names]
     for name, device in zip(names, devices, strict=True):
         run("umount", str(mount_point(name)))
-        check_file_system("ext4", device)
+        fsck("ext4", device)
         rig.cli("detach", name)
     left = [volume["attached"] for volume in rig.volumes().values()]
     complaints = finish(rig)

@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.uml.inside.commands import run, shell
 from tests.uml.inside.dm_thin import POOL, SECTOR, path_of
+from tests.uml.inside.filesystems import fsck, mkfs
 
 HOME = Path("/mnt/home")
 POOL_DIR = HOME / "pool"
@@ -23,8 +24,6 @@ IN_FILE = ("--size", "800M")
 TREE = Path("/mnt/tree")
 SNAPSHOT = Path("/mnt/snapshot")
 
-_MKFS = {"ext4": "mkfs.ext4 -q", "xfs": "mkfs.xfs -q"}
-_FSCK = {"ext4": "e2fsck -fn", "xfs": "xfs_repair -n"}
 # How to mount a snapshot of what is still mounted. After a sync ext4's journal holds nothing that
 # is not in its place; XFS keeps it in the log, and plays that back, which changes the snapshot.
 _ATTACH_SNAPSHOT = {"ext4": ["-readonly"], "xfs": []}
@@ -43,7 +42,7 @@ def used() -> int:
 
 def make_pool(*data: str) -> None:
     """Makes the first disk a file system with a pool in it, and starts the pool."""
-    run("mkfs.ext4", "-q", "/dev/ubda")
+    mkfs("ext4", "/dev/ubda")
     mount_home()
     pool("init", str(POOL_DIR), *data)
     pool("start", str(POOL_DIR))
@@ -98,7 +97,7 @@ def life_of_a_file_system(kind: str, source: str) -> Life:
     make_pool(*IN_FILE)
     pool("create", "volume", "512M")
     attach("volume", "/dev/nbd0", "-connections", "3")
-    shell(f"{_MKFS[kind]} /dev/nbd0")
+    mkfs(kind, "/dev/nbd0")
     mount("/dev/nbd0", TREE)
     run("sync")
     empty = used()
@@ -121,7 +120,7 @@ def life_of_a_file_system(kind: str, source: str) -> Life:
     shell(f"rm {TREE}/later; sync; fstrim {TREE}")
     trimmed = used()
     run("umount", str(TREE))
-    shell(f"{_FSCK[kind]} /dev/nbd0")
+    fsck(kind, "/dev/nbd0")
     detach("/dev/nbd0")
     pool("delete", "snapshot")
     deleted = used()
@@ -135,7 +134,7 @@ def hand_over_to_dm_thin(source: str) -> dict[str, Any]:
     make_pool(*ON_DISK)
     pool("create", "volume", "256M")
     attach("volume", "/dev/nbd0")
-    run("mkfs.ext4", "-q", "/dev/nbd0")
+    mkfs("ext4", "/dev/nbd0")
     mount("/dev/nbd0", TREE)
     run("cp", "-a", source, str(TREE / "copy"))
     run("sync")
@@ -155,14 +154,14 @@ def hand_over_to_dm_thin(source: str) -> dict[str, Any]:
     for volume in volumes:
         table = f"0 {volume['size'] // SECTOR} thin {path_of(POOL)} {volume['id']}"
         run("dmsetup", "create", volume["name"], "--table", table)
-    run("e2fsck", "-fn", str(path_of("volume")))
+    fsck("ext4", str(path_of("volume")))
     mount(str(path_of("volume")), TREE)
     # The snapshot was taken with the file system mounted: its journal is played back now.
     mount(str(path_of("snapshot")), SNAPSHOT)
     run("diff", "-r", source, str(TREE / "other"))
     run("diff", "-r", source, str(SNAPSHOT / "copy"))
     run("umount", str(SNAPSHOT))
-    run("e2fsck", "-fn", str(path_of("snapshot")))
+    fsck("ext4", str(path_of("snapshot")))
     run("umount", str(TREE))
     run("dmsetup", "remove", *(volume["name"] for volume in volumes))
     run("dmsetup", "remove", POOL)
@@ -185,7 +184,7 @@ def write_until_the_power_goes(records: int, keep_pool: bool) -> None:
         pool("create", "volume", "256M")
     attach("volume", "/dev/nbd0", "-connections", "2")
     if not keep_pool:
-        run("mkfs.ext4", "-q", "/dev/nbd0")
+        mkfs("ext4", "/dev/nbd0")
     mount("/dev/nbd0", TREE)
     # Never flushed, and provisioning all the time.
     busy = subprocess.Popen(["/bin/sh", "-c", f"cat /dev/urandom > {TREE}/never-flushed"])
@@ -211,7 +210,7 @@ def read_records() -> list[str]:
     mount("/dev/nbd0", TREE)
     lines = (TREE / "records").read_text().splitlines()
     run("umount", str(TREE))
-    run("e2fsck", "-fn", "/dev/nbd0")
+    fsck("ext4", "/dev/nbd0")
     detach("/dev/nbd0")
     end_pool()
     return lines

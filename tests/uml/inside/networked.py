@@ -8,15 +8,14 @@ from tests.support.pools import PoolRig
 from tests.uml.inside.attached import (
     TREE,
     Writer,
-    check_file_system,
     digest,
     drop_caches,
     finish,
-    mkfs,
     mount_point,
     opened_by,
 )
 from tests.uml.inside.commands import run
+from tests.uml.inside.filesystems import fsck, mkfs
 
 PORT = "10810"
 DEVICE = "/dev/nbd0"
@@ -49,7 +48,7 @@ def over_tcp() -> dict[str, object]:
     drop_caches()
     found = {name: one for name, one in digest(point).items() if name in writer.written}
     run("umount", str(point))
-    check_file_system("ext4", device)
+    fsck("ext4", device)
     rig.cli("detach", "v")
     return {
         "same": found == writer.written,
@@ -89,7 +88,7 @@ def over_tls() -> dict[str, object]:
     drop_caches()
     same = digest(point / "tree") == digest(TREE)
     run("umount", str(point))
-    check_file_system("ext4", DEVICE)
+    fsck("ext4", DEVICE)
     run("nbd-client", "-d", DEVICE)
     return {
         "refused": refused,
