@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from zlib import crc32
@@ -50,12 +50,15 @@ class Change:
 class Leftover:
     """Changes of one transaction that came on top of the commit `generation`.
 
-    The first `flushed` of them were flushed.
+    The first `flushed` of them were flushed; the mark that says so ends at `flushed_end`.
     """
 
     generation: int
     changes: Sequence[Change]
     flushed: int = 0
+    flushed_end: int = field(default=RECORDS_AT, compare=False)
+    # What the CRC of each record goes on from.
+    seed: int = field(default=0, compare=False)
 
 
 def header(generation: int, boot: bytes, uuid: bytes) -> bytes:
@@ -89,7 +92,7 @@ def read(path: Path, boot: bytes, uuid: bytes) -> Leftover | None:
     if magic != _MAGIC or its_uuid != uuid or head != header(generation, its_boot, its_uuid):
         return None
     changes: list[Change] = []
-    flushed = 0
+    flushed, flushed_end = 0, RECORDS_AT
     seed = seed_of(head)
     for at in range(RECORDS_AT, len(octets) - RECORD_BYTES + 1, RECORD_BYTES):
         body = octets[at : at + BODY.size]
@@ -103,7 +106,7 @@ def read(path: Path, boot: bytes, uuid: bytes) -> Leftover | None:
         elif kind == REMOVE:
             changes.append(Change(dev_id, block, count, None))
         elif kind == MARK:
-            flushed = max(flushed, block)
+            flushed, flushed_end = block, at + RECORD_BYTES
         else:
             if kind == END:
                 del changes[block:]
@@ -114,4 +117,4 @@ def read(path: Path, boot: bytes, uuid: bytes) -> Leftover | None:
         if not flushed:
             return None
         del changes[flushed:]
-    return Leftover(generation, changes, flushed)
+    return Leftover(generation, changes, flushed, flushed_end, seed)

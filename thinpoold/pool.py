@@ -33,12 +33,12 @@ from thinpoold.device import DataDevice
 from thinpoold.direct import DirectDevice
 from thinpoold.errors import DeviceError
 from thinpoold.make import create_pool
+from thinpoold.modes import Mode
 from thinpoold.openers import Openers
 from thinpoold.paths import PoolPaths, pool_paths
 from thinpoold.pool_record import PoolRecord
 from thinpoold.recent import RecentChanges
-from thinpoold.reclaim import Ranges
-from thinpoold.recovery import apply, recover
+from thinpoold.recovery import Recovered, apply, recover
 from thinpoold.sizes import exact_size
 from thinpoold.volume import Volume
 from thinpoold.volumes import Registry, VolumeRecord
@@ -116,16 +116,19 @@ class Pool:
             undo.callback(device.close)
             _check_device(device, metadata, record)
             recent = RecentChanges(paths.recent, record.uuid)
-            freed: Ranges = []
+            recovered = Recovered([], None)
             if not read_only:
                 sizes = Registry(metadata).sizes(record.block_size)
-                freed = recover(metadata, device, recent, sizes)
+                recovered = recover(metadata, device, recent, sizes)
                 recent.begin(metadata.generation)
                 undo.callback(recent.close)
             pool = cls(
                 store, metadata, device, record, paths=paths, recent=recent, read_only=read_only
             )
-            pool.core.reclaimer.add(freed)
+            pool.core.reclaimer.add(recovered.freed)
+            if recovered.lost is not None:
+                # Whoever flushes next must know.
+                pool.core.modes.degrade(Mode.READ_ONLY, str(recovered.lost))
             pool._own_lock = own_lock
             undo.pop_all()
             return pool

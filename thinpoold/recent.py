@@ -117,6 +117,20 @@ class RecentChanges:
         ]
         return sorted(found, key=lambda left: left.generation)
 
+    def keep_flushed(self) -> None:
+        """Of what a process left that died, let just what was flushed count from now on.
+
+        Raises `OSError`.
+        """
+        for path in self._paths:
+            left = read(path, self._boot, self._uuid)
+            if left is not None:
+                fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    _put_end(fd, left.seed, left.flushed, left.flushed_end)
+                finally:
+                    os.close(fd)
+
     def begin(self, generation: int) -> None:
         """Begin anew, on top of the commit `generation`; only from now on is anything noted."""
         if not self._boot:
@@ -240,9 +254,7 @@ class RecentChanges:
         """
         for file in self._files:
             try:
-                # Over what comes first behind the mark.
-                end = record(file.seed, END << KIND_SHIFT, file.flushed)
-                _put(file.fd, end, file.flushed_end)
+                _put_end(file.fd, file.seed, file.flushed, file.flushed_end)
             except OSError as error:
                 self._failed(error)
             self._kept = self._kept or file.flushed > 0
@@ -307,6 +319,11 @@ def _boot_id() -> bytes:
 def _put(fd: int, octets: bytes, at: int) -> None:
     if os.pwrite(fd, octets, at) != len(octets):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _put_end(fd: int, seed: int, flushed: int, at: int) -> None:
+    """Let the first `flushed` changes count alone: over what comes first behind their mark."""
+    _put(fd, record(seed, END << KIND_SHIFT, flushed), at)
 
 
 def _sync_directory(path: Path) -> None:

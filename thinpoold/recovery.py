@@ -1,6 +1,6 @@
 """At a pool's opening: what the daemon answered, or flushed, and did not commit before it died.
 
-    leftovers of `recent` -> changes of the metadata -> data flushed -> committed, one by one
+    leftovers of `recent` -> data flushed -> changes of the metadata -> committed, one by one
 
 Invariants
 
@@ -10,7 +10,10 @@ Invariants
 3. Only what belongs to a volume of the last commit, within its size, is made good: a volume, or a
    size, whose making was not committed was never answered for.
 4. Where a leftover contradicts the metadata, it ends: nothing after that is trusted.
-5. What was flushed is made good, or the pool does not open for writing and the notes stay.
+5. What was flushed is made good, or the pool does not open for writing and the notes stay. So they
+   do while there is no room for a commit, or the store fails.
+6. When the data device fails a flush, what was flushed before counts alone, now and at any later
+   opening: the kernel may have dropped the rest, and would not say so again.
 
 Thread-safety: one thread, before the pool is anyone's.
 """
@@ -20,6 +23,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from thinmeta.errors import Corrupt, ThinMetaError
 from thinmeta.store.protocol import BlockStore
@@ -33,20 +37,27 @@ from thinpoold.reclaim import Ranges
 log = logging.getLogger(__name__)
 
 
+class Recovered(NamedTuple):
+    """The data blocks that this freed, which nobody else has released, and why what was answered,
+    and not flushed, is lost: None if it is not."""
+
+    freed: Ranges
+    lost: DeviceError | None
+
+
 def recover(
     metadata: ThinMetadata,
     device: DataDevice,
     recent: RecentChanges,
     sizes: Mapping[int, int],
-) -> Ranges:
+) -> Recovered:
     """Make the leftovers good. `sizes` has the virtual blocks of each device that is a volume.
 
-    Returns the data blocks this freed, which nobody else has released. When it fails the last
-    commit stands, and the log says that something is lost; if that was flushed, nothing is, and
-    this raises `NotRecovered`.
+    What of them cannot be right the log calls lost. Raises `NotRecovered` when they cannot be
+    committed, or what was flushed cannot be right; then the last commit stands.
     """
+    leftovers, lost = _durable(recent, device, metadata.generation)
     freed: Ranges = []
-    leftovers = waiting(recent, metadata.generation)
     for left in leftovers:
         if left.generation > metadata.generation or metadata.needs_check:
             why = "metadata needs a check" if metadata.needs_check else "they fit no commit"
@@ -56,19 +67,40 @@ def recover(
             done = apply(metadata, left.changes, sizes)
             if done < left.flushed:
                 raise Corrupt("notes", f"change {done}", "is at odds with the metadata")
-            device.flush()
             frozen = metadata.freeze()
             metadata.write(frozen)
             freed += metadata.committed(frozen)
-        except (ThinMetaError, DeviceError) as error:
+        except Corrupt as error:
             metadata.abandon()
             _lose(left, str(error))
             break
+        except ThinMetaError as error:
+            metadata.abandon()
+            raise _not_recovered(left, str(error)) from None
         log.warning("the daemon ended without a commit: made %d changes of mappings good", done)
         if done < len(left.changes):
             log.error("%d that were answered are lost: they are at odds", len(left.changes) - done)
             break
-    return freed
+    return Recovered(freed, lost)
+
+
+def _durable(
+    recent: RecentChanges, device: DataDevice, generation: int
+) -> tuple[list[Leftover], DeviceError | None]:
+    """The leftovers, their data durable, and why some are not among them."""
+    leftovers = waiting(recent, generation)
+    if not leftovers:
+        return leftovers, None
+    try:
+        device.flush()
+    except DeviceError as error:
+        try:
+            recent.keep_flushed()
+        except OSError as worse:
+            raise NotRecovered(f"{error}; and what was not flushed stays noted: {worse}") from None
+        log.error("what was answered, and not flushed, is lost: %s", error)
+        return waiting(recent, generation), error
+    return leftovers, None
 
 
 def waiting(recent: RecentChanges, generation: int) -> list[Leftover]:
@@ -98,12 +130,18 @@ def apply(metadata: ThinMetadata, changes: Sequence[Change], sizes: Mapping[int,
 
 def _lose(left: Leftover, why: str) -> None:
     if left.flushed:
-        raise NotRecovered(
-            f"{left.flushed} changes that were flushed wait in the pool's recent-0 and recent-1, "
-            f"and cannot be committed: {why}; mend that and start again, or move the two files "
-            "away to do without the changes"
-        )
+        raise _not_recovered(left, why)
     log.error("%d changes that were answered are lost: %s", len(left.changes), why)
+
+
+def _not_recovered(left: Leftover, why: str) -> NotRecovered:
+    what = f"{left.flushed} changes that were flushed"
+    if not left.flushed:
+        what = f"{len(left.changes)} changes that were answered"
+    return NotRecovered(
+        f"{what} wait in the pool's recent-0 and recent-1, and cannot be committed: {why}; mend "
+        "that and start again, or move the two files away to do without the changes"
+    )
 
 
 def _carry_out(metadata: ThinMetadata, change: Change, count: int) -> bool:

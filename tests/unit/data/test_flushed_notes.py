@@ -465,7 +465,7 @@ def test_a_pool_whose_notes_cannot_be_read_back_has_failed_and_keeps_them(
     pool.close()
 
 
-@pytest.mark.parametrize("what", ["commit", "device", "read"])
+@pytest.mark.parametrize("what", ["commit", "read"])
 def test_a_pool_does_not_open_without_what_was_flushed(
     directory: Path, monkeypatch: pytest.MonkeyPatch, reboot: Callable[[], None], what: str
 ) -> None:
@@ -474,13 +474,11 @@ def test_a_pool_does_not_open_without_what_was_flushed(
     reboot()
 
     def fail(*arguments: object) -> None:
-        raise DeviceError("no", errno.EIO) if what == "device" else OSError(errno.EIO, "no")
+        raise OSError(errno.EIO, "no")
 
     with monkeypatch.context() as patch:
         if what == "commit":
             fail_commits(patch, FULL)
-        elif what == "device":
-            patch.setattr(DataDevice, "flush", fail)
         else:
             patch.setattr(Path, "read_bytes", fail)
         for _ in range(2):
@@ -492,6 +490,78 @@ def test_a_pool_does_not_open_without_what_was_flushed(
     pool, volume = opened(directory)
     assert blocks(volume)[:3] == b"\0b\0"
     pool.close()
+
+
+@pytest.mark.parametrize("error", [FULL, StoreError(errno.EIO)])
+def test_what_was_answered_waits_until_it_can_be_committed(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    pool, volume = opened(directory)
+    volume.pwrite(b"a" * BLOCK, 0)
+    die(pool)
+    with monkeypatch.context() as patch:
+        fail_commits(patch, error)
+        for _ in range(2):
+            with pytest.raises(NotRecovered, match="1 changes that were answered"):
+                Pool.open(directory)
+    pool, volume = opened(directory)
+    assert block(volume, 0) == b"a"
+    pool.close()
+
+
+@pytest.mark.parametrize("commits", [True, False])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_data_device_that_fails_a_flush_at_opening_has_what_was_flushed_alone(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, frozen: bool, commits: bool
+) -> None:
+    """At later openings, too: the kernel tells once that it has dropped data."""
+    pool, volume = prepared(directory)
+    if frozen:
+        with pool.core.lock:
+            pool.metadata.freeze()
+            pool.core.recent.freeze()
+    volume.pwrite(b"d" * BLOCK, 3 * BLOCK)
+    die(pool)
+
+    def fail(self: DataDevice) -> None:
+        raise DeviceError("no", errno.EIO)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataDevice, "flush", fail)
+        if commits:
+            pool, volume = opened(directory)
+            assert blocks(volume)[:4] == b"\0b\0\0"
+            assert pool.core.modes.mode is Mode.READ_ONLY
+            with pytest.raises(PoolStopped, match="is lost"):
+                pool.core.sync()
+            pool.close()
+        else:
+            fail_commits(patch, FULL)
+            with pytest.raises(NotRecovered, match="2 changes that were flushed"):
+                Pool.open(directory)
+    pool, volume = opened(directory)
+    assert blocks(volume)[:4] == b"\0b\0\0"
+    pool.core.sync()
+    pool.close()
+
+
+def test_a_pool_whose_notes_cannot_be_ended_does_not_open(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, _ = prepared(directory)
+    die(pool)
+
+    def fail(self: DataDevice) -> None:
+        raise DeviceError("no", errno.EIO)
+
+    def fail_to_write(*arguments: object) -> None:
+        raise OSError(errno.EROFS, "no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataDevice, "flush", fail)
+        patch.setattr(recent, "_put_end", fail_to_write)
+        with pytest.raises(NotRecovered, match="stays noted"):
+            Pool.open(directory)
 
 
 @pytest.mark.parametrize("what", ["contradiction", "no such commit"])
