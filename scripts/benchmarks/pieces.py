@@ -6,7 +6,6 @@ A piece gives one value for each of its figures, each time it is done.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -16,8 +15,13 @@ from .peers import NotOfferedError, Peer
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
-# Between getting everything ready and the work: what earlier work left unwritten is written out.
-Settle = Callable[[], None]
+
+class Settle(Protocol):
+    """Between getting everything ready and the work."""
+
+    def __call__(self, new: int = 0) -> None:
+        """Has everything written out that earlier work left unwritten, and `new` bytes of free
+        memory ready: the page cache will take about as much more for this piece's data."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Load:
                 uri = use.enter_context(peer.shared(effort.mapped))
             else:
                 uri = peer.mapped(effort.mapped)
-            settle()
+            settle(0 if self.on == "mapped" else max(self.amount, effort.mapped))
             job = fio.Job(
                 uri,
                 self.pattern,
@@ -154,6 +158,7 @@ class Flood:
         settle()
         [alone] = effort.run(read)
         with peer.empty(size) as uri:
+            settle(size)
             write = fio.Job(uri, "write", 128 * KIB, 16, size)
             flooded, writing = effort.run(read, write, longer=self.longer)
         return alone.p99_us, flooded.p99_us, writing.bytes_per_second / 1e6
@@ -181,7 +186,7 @@ class FirstFlush:
 
     def do(self, peer: Peer, effort: Effort, settle: Settle) -> tuple[float, ...]:
         with peer.empty(self.size) as uri:
-            settle()
+            settle(self.size)
             first = nbd_client.write_then_flush(uri, self.size)
             settle()
             return *first, *nbd_client.write_then_flush(uri, self.size)
