@@ -87,13 +87,15 @@ class Pool:
         read_only: bool = False,
         cache_bytes: int | None = None,
         serving: bool = False,
+        checked: bool = False,
     ) -> Pool:
         """Open the pool in `directory`.
 
         `lock_fd` holds the pool's lock already, and stays the caller's; without it the lock is
         taken. `cache_bytes` bounds the metadata cache. `serving` opens the data device as the
-        setting `cache` says; a command does without a cache. Raises `PoolLocked`, `NoSuchPool`,
-        `DeviceError`, `NotRecovered`, errors of the metadata.
+        setting `cache` says; a command does without a cache. `checked`: the metadata, if it was
+        marked as in need of a check, is so no more, from the next commit on. Raises `PoolLocked`,
+        `NoSuchPool`, `DeviceError`, `NotRecovered`, errors of the metadata.
         """
         paths = pool_paths(directory).require_pool()
         with ExitStack() as undo:
@@ -116,6 +118,8 @@ class Pool:
             undo.callback(device.close)
             _check_device(device, metadata, record)
             recent = RecentChanges(paths.recent, record.uuid)
+            if checked:
+                metadata.set_needs_check(False)
             recovered = Recovered([], None)
             if not read_only:
                 sizes = Registry(metadata).sizes(record.block_size)

@@ -59,34 +59,29 @@ def check(
     """
     paths = chosen_pool(pool, pool_word).require_pool()
     with ExitStack() as stack:
-        if clear:
-            stack.enter_context(_stopped(paths))
+        lock_fd = stack.enter_context(_stopped(paths)) if clear else None
         running = not clear and _commit_running(paths)
         with Progress(f"checking pool {paths.name}") as progress:
             result = _check(paths, progress)
         marked = result.needs_check
-        waiting = 0 if running else _flushed(paths)
-        if clear and marked and result.ok and waiting:
-            raise UserError(
-                f"{output.plural(waiting, 'change')} that were flushed wait in the pool's recent-0 "
-                "and recent-1: move the two files away to do without them"
-            )
-        if clear and marked and result.ok:
-            _clear_needs_check(paths)
-            result = dataclasses.replace(result, needs_check=False)
+        # Not of a store that is damaged: LMDB may not survive reading it.
+        waiting = _flushed(paths) if result.ok and not running else 0
+        if lock_fd is not None and marked and result.ok:
+            result = dataclasses.replace(result, needs_check=_clear_mark(paths, lock_fd))
+            waiting = 0
     if as_json:
         output.emit_json(result.to_json())
     else:
         _tell(result)
-        if waiting:
-            output.note(
-                f"{output.plural(waiting, 'change')} flushed since the last commit: "
-                "the next start commits them"
-            )
-        if clear and result.ok:
+        if clear and result.ok and not result.needs_check:
             output.emit(
                 "it takes writes again" if marked else "it was not marked: nothing to clear"
             )
+    if waiting:
+        output.note(
+            f"{output.plural(waiting, 'change')} flushed since the last commit: "
+            + ("the next start commits them" if not marked else "they wait for the mark to go")
+        )
     if not result.ok:
         count = output.plural(len(result.errors), "problem")
         output.note(
@@ -151,7 +146,7 @@ def _check(paths: PoolPaths, progress: Progress) -> "CheckResult":
 
 
 @contextmanager
-def _stopped(paths: PoolPaths) -> Iterator[None]:
+def _stopped(paths: PoolPaths) -> Iterator[int]:
     """The pool's lock. Raises PoolLocked while it runs, or another command changes it."""
     try:
         lock_fd = lock.acquire(paths, "thinpool check --clear-needs-check")
@@ -164,25 +159,21 @@ def _stopped(paths: PoolPaths) -> Iterator[None]:
             error.pid,
         ) from None
     try:
-        yield
+        yield lock_fd
     finally:
         os.close(lock_fd)
 
 
-def _clear_needs_check(paths: PoolPaths) -> None:
-    from thinmeta.store.lmdb import LmdbStore
-    from thinmeta.thin import ThinMetadata
+def _clear_mark(paths: PoolPaths, lock_fd: int) -> bool:
+    """Commit that nothing needs a check, with what was flushed; whether the mark is back."""
+    from thinpoold.pool import Pool
 
-    store = LmdbStore(paths.metadata)
+    pool = Pool.open(paths.directory, lock_fd=lock_fd, checked=True)
     try:
-        metadata = ThinMetadata.open(store)
-        try:
-            metadata.set_needs_check(False)
-            metadata.commit()
-        finally:
-            metadata.close()
+        pool.commit()
+        return pool.metadata.needs_check
     finally:
-        store.close()
+        pool.close()
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 import json
 import os
+import struct
 from pathlib import Path
 
 from tests.conftest import PoolMaker
 from tests.integration.cli.outcomes import MIB, fill, refused, volume
 from tests.support.pools import PoolRig
+from tests.unit.data.test_flushed_notes import put_mark
+from tests.unit.data.test_recent import die
 from thinmeta.store.lmdb import LmdbStore
 from thinpoold.pool import Pool
 from thinpoold.volumes import new_record
@@ -63,6 +66,25 @@ def test_damage_is_told_and_the_status_is_1(new_pool: PoolMaker) -> None:
     assert report["errors"][0].keys() == {"kind", "where", "message"}
 
 
+def test_damage_of_the_store_itself_is_told(new_pool: PoolMaker) -> None:
+    """LMDB does not survive reading such a page."""
+    rig = new_pool(start=False)
+    rig.create("a", "1M")
+    metadata = rig.directory / "metadata.lmdb"
+    content = bytearray(metadata.read_bytes())
+    for meta_page in (0, 4096):
+        # The root page of LMDB's main database: where its entries begin.
+        (root,) = struct.unpack_from("<Q", content, meta_page + 128)
+        content[root * 4096 + 16 : root * 4096 + 60] = b"\xff" * 44
+    metadata.write_bytes(content)
+    rig.damaged = True
+    for words in (["--clear-needs-check"], []):
+        done = rig.run("check", *words)
+        assert done.returncode == 1
+        assert "[store]" in done.stdout
+        assert "keep a copy of its directory" in done.stderr
+
+
 def mark(rig: PoolRig) -> None:
     """What a daemon does that met damage."""
     pool = Pool.open(rig.directory)
@@ -86,6 +108,34 @@ def test_a_mark_is_cleared_by_a_check_that_finds_nothing(new_pool: PoolMaker) ->
     before = rig.json("check")["transaction_id"]
     assert "nothing to clear" in rig.cli("check", "--clear-needs-check")
     assert rig.json("check")["transaction_id"] == before
+
+
+def test_a_mark_is_cleared_together_with_the_commit_of_what_was_flushed(
+    new_pool: PoolMaker,
+) -> None:
+    rig = new_pool(start=False)
+    rig.create("a", "1M")
+    pool = Pool.open(rig.directory)
+    volume = pool.open_volume("a")
+    volume.pwrite(b"f" * 512, 0)
+    pool.core.sync()
+    die(pool)
+    told = rig.run("check")
+    assert (told.returncode, told.stderr.count("1 change flushed since")) == (0, 1)
+    assert "the next start commits them" in told.stderr
+    put_mark(rig.directory, pool)
+    told = rig.run("check", "--json")
+    assert (told.returncode, json.loads(told.stdout)["needs_check"]) == (0, True)
+    assert "they wait for the mark to go" in told.stderr
+    for words in (["start"], ["list"]):
+        refused(rig, *words, says="1 changes that were flushed wait")
+    done = rig.run("check", "--clear-needs-check")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert "made 1 changes of mappings good" in done.stderr
+    assert "it takes writes again" in done.stdout
+    rig.start()
+    with rig.connect("a") as client:
+        assert client.read(0, 512) == b"f" * 512
 
 
 def test_the_mark_of_a_running_pool_stays(new_pool: PoolMaker) -> None:

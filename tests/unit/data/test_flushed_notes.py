@@ -6,6 +6,7 @@ count. That what was not synced is lost as well is the matter of tests/powerloss
 
 import errno
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.unit.data.test_recent import BLOCK, UUID, block, blocks, die, opened,
 from thinmeta.check import check
 from thinmeta.errors import Corrupt, NoMetadataSpace, StoreError
 from thinmeta.store.lmdb import LmdbStore
+from thinmeta.thin import ThinMetadata
 from thinpoold import admin, discard, recent
 from thinpoold.device import DataDevice
 from thinpoold.errors import DeviceError, NotRecovered, PoolStopped, ThinPoolError
@@ -490,6 +492,87 @@ def test_a_pool_does_not_open_without_what_was_flushed(
     pool, volume = opened(directory)
     assert blocks(volume)[:3] == b"\0b\0"
     pool.close()
+
+
+def put_mark(directory: Path, pool: Pool) -> None:
+    """Mark the metadata as in need of a check, below what was flushed: no daemon leaves that."""
+    changes = RecentChanges(pool.core.recent._paths, pool.record.uuid)
+    left = changes.leftovers()[-1]
+    store = LmdbStore(directory / "metadata.lmdb")
+    metadata = ThinMetadata.open(store)
+    metadata.set_needs_check(True)
+    metadata.commit()
+    metadata.close()
+    changes.begin(store.generation)
+    store.close()
+    for change in left.changes[: left.flushed]:
+        if change.data_block is None:
+            changes.removed(change.dev_id, change.block, change.block + change.count)
+        else:
+            changes.inserted(change.dev_id, change.block, change.data_block, change.count)
+    flush(changes)
+    changes.close()
+
+
+def test_a_pool_that_needs_a_check_keeps_what_was_flushed(
+    directory: Path, reboot: Callable[[], None]
+) -> None:
+    pool, volume = prepared(directory)
+    die(pool)
+    put_mark(directory, pool)
+    reboot()
+    for _ in range(2):
+        with pytest.raises(NotRecovered, match=r"2 changes that were flushed .* needs a check"):
+            Pool.open(directory)
+    reader = Pool.open(directory, read_only=True)
+    assert block(reader.open_volume("v"), 0) == b"a"
+    reader.close()
+    # One commit takes the mark away and has them.
+    pool = Pool.open(directory, checked=True)
+    die(pool)
+    pool, volume = opened(directory)
+    assert pool.core.modes.mode is Mode.WRITE
+    assert blocks(volume)[:3] == b"\0b\0"
+    pool.close()
+
+
+def test_a_mark_stays_when_what_was_flushed_cannot_be_committed(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, _ = prepared(directory)
+    die(pool)
+    put_mark(directory, pool)
+    with monkeypatch.context() as patch:
+        fail_commits(patch, FULL)
+        with pytest.raises(NotRecovered):
+            Pool.open(directory, checked=True)
+    with pytest.raises(NotRecovered, match="needs a check"):
+        Pool.open(directory)
+    pool = Pool.open(directory, checked=True)
+    assert blocks(pool.open_volume("v"))[:3] == b"\0b\0"
+    pool.close()
+
+
+@pytest.mark.parametrize("boots", [False, True], ids=["killed", "power"])
+def test_a_copy_of_the_directory_has_what_was_flushed(
+    directory: Path, reboot: Callable[[], None], boots: bool
+) -> None:
+    pool, volume = prepared(directory)
+    die(pool)
+    copy = directory.with_name("copy")
+    subprocess.run(["cp", "-a", directory, copy], check=True)
+    if boots:
+        reboot()
+    for place in (copy, directory):
+        pool, volume = opened(place)
+        assert blocks(volume)[:3] == (b"\0b\0" if boots else b"\0bc")
+        volume.pwrite(b"x" * BLOCK, 0)
+        pool.core.sync()
+        # Of its own from here on.
+        die(pool)
+        pool, volume = opened(place)
+        assert blocks(volume)[:2] == b"xb"
+        pool.close()
 
 
 @pytest.mark.parametrize("error", [FULL, StoreError(errno.EIO)])
