@@ -63,10 +63,21 @@ def grow(pool: Pool, size: int) -> Fact:
     # The device first: a crash in between leaves one that is larger than it needs to be.
     pool.device.resize(blocks * core.block_size)
     if blocks > old:
-        with pool.changing():
-            pool.metadata.resize_data(blocks)
+        _grow_metadata(pool, old, blocks)
         core.modes.space_found()
     with core.lock:
         answer: dict[str, Any] = data_space(pool)
     log.info("the data device has %s now", exact_size(answer["size"]))
     return {"data": answer}
+
+
+def _grow_metadata(pool: Pool, old: int, blocks: int) -> None:
+    reserved = False
+    try:
+        with pool.changing():
+            pool.metadata.resize_data(blocks)
+            # Nobody's before the commit: a note of one would be at odds with what a death leaves.
+            reserved = pool.metadata.reserve_these(old, blocks - old)
+    finally:
+        if reserved:
+            pool.core.unreserve(old, blocks - old)

@@ -10,10 +10,12 @@ import pytest
 from thinmeta.check import check
 from thinmeta.store.lmdb import LmdbStore
 from thinpoold import admin, discard, recent
+from thinpoold.errors import NoSpace
 from thinpoold.notes import Change, Leftover
 from thinpoold.pool import Pool, create_pool
 from thinpoold.recent import RecentChanges
 from thinpoold.rounds import Rounds
+from thinpoold.settings import Settings
 from thinpoold.volume import Volume
 
 BLOCK = 64 << 10
@@ -309,6 +311,45 @@ def test_writes_beyond_a_size_that_was_not_committed_leave_nothing(directory: Pa
     changes.close()
     pool, volume = opened(directory)
     assert admin.info(pool, "v")["mapped"] == 2 * BLOCK
+    pool.close()
+
+
+def test_a_death_while_the_pool_grows_loses_nothing_that_was_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before that commit nobody may have a block that only the larger pool has."""
+    directory = tmp_path / "pool"
+    create_pool(directory, size=8 * BLOCK, settings=Settings(on_full="error"))
+    pool = Pool.open(directory)
+    admin.create(pool, "v", 16 * BLOCK)
+    volume = pool.open_volume("v")
+    volume.pwrite(b"a" * 8 * BLOCK, 0)
+    answered: list[int] = []
+
+    class Death(BaseException):
+        pass
+
+    def die_before_the_commit() -> None:
+        for number in (8, 9):
+            try:
+                volume.pwrite(b"b" * BLOCK, number * BLOCK)
+                answered.append(number)
+            except NoSpace:
+                pass
+        raise Death
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.core, "flush", die_before_the_commit)
+        with pytest.raises(Death):
+            admin.grow(pool, 16 * BLOCK)
+    die(pool)
+    pool, volume = opened(directory)
+    found = blocks(volume)
+    assert found[:8] == b"a" * 8
+    assert all(found[number : number + 1] == b"b" for number in answered)
+    admin.grow(pool, 16 * BLOCK)
+    volume.pwrite(b"c" * 8 * BLOCK, 8 * BLOCK)
+    assert blocks(volume) == b"a" * 8 + b"c" * 8
     pool.close()
 
 
