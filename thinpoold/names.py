@@ -1,7 +1,8 @@
 """Names of volumes and pools: the one rule, checked before anything happens.
 
 A name is an NBD export name as well as a key people type, so the rule is wide: any UTF-8 text of 1
-to 127 bytes without `/` and without control characters. Pure functions; safe from any thread.
+to 127 bytes without `/` and without control characters. It is the name of a file, too, which
+`attach --user` makes, so it is neither `.` nor `..`. Pure functions; safe from any thread.
 """
 
 import unicodedata
@@ -9,7 +10,10 @@ import unicodedata
 from thinpoold.errors import InvalidName
 
 MAX_NAME_BYTES = 127
-RULE = f"a name is 1 to {MAX_NAME_BYTES} bytes of UTF-8 without '/' and control characters"
+RULE = (
+    f"a name is 1 to {MAX_NAME_BYTES} bytes of UTF-8 without '/' and control characters, and not "
+    "'.' or '..'"
+)
 
 # Control characters, and the two separators that break a line as a control character would.
 _REFUSED_CATEGORIES = frozenset({"Cc", "Zl", "Zp"})
@@ -39,6 +43,8 @@ def _problem(name: str) -> str | None:
         return "has a '/'"
     if any(unicodedata.category(character) in _REFUSED_CATEGORIES for character in name):
         return "has a control character"
+    if name in (".", ".."):
+        return "is that of a directory"
     return None
 
 

@@ -9,7 +9,7 @@ from thinpoold.names import MAX_NAME_BYTES, RULE, check_name
 
 
 @pytest.mark.parametrize(
-    "name", ["a", ".", "..", "-x", "my disk", "größe", "磁盘", "x" * 127, "?#%&=", "\u200d"]
+    "name", ["a", ".a", "...", "-x", "my disk", "größe", "磁盘", "x" * 127, "?#%&=", "\u200d"]
 )
 def test_good_names(name: str) -> None:
     assert check_name(name) == name
@@ -28,6 +28,8 @@ def test_good_names(name: str) -> None:
         ("a\x85b", "control character"),
         ("a\u2028b", "control character"),
         ("a\udc80", "not valid UTF-8"),
+        (".", "is that of a directory"),
+        ("..", "is that of a directory"),
     ],
 )
 def test_bad_names_are_refused_with_the_rule(name: str, problem: str) -> None:
@@ -53,4 +55,5 @@ def test_any_text_is_a_name_or_refused(text: str) -> None:
     encoded = text.encode()
     assert 1 <= len(encoded) <= MAX_NAME_BYTES
     assert b"/" not in encoded
+    assert encoded not in (b".", b"..")
     assert not any(byte < 0x20 or byte == 0x7F for byte in encoded)
