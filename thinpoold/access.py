@@ -26,6 +26,7 @@ Pure, but for looking up users and groups.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import ipaddress
@@ -128,7 +129,11 @@ def _rule(word: str) -> str:
         try:
             return f"net:{ipaddress.ip_network(value)}"
         except ValueError:
-            pass
+            with contextlib.suppress(ValueError):
+                whole = ipaddress.ip_network(value, strict=False)
+                raise InvalidSetting(
+                    f"allow cannot have {word[:60]!r}: it is an address within net:{whole}"
+                ) from None
     raise InvalidSetting(f"allow cannot have {word[:60]!r}: it is {_HOW}")
 
 

@@ -55,6 +55,11 @@ def test_what_is_no_rule_is_refused(text: str) -> None:
         parse_rules(text)
 
 
+def test_an_address_is_no_network_and_the_message_says_which_it_is_in() -> None:
+    with pytest.raises(InvalidSetting, match=r"an address within net:192\.0\.2\.0/24"):
+        parse_rules("net:192.0.2.1/24")
+
+
 @pytest.mark.parametrize(
     ("rules", "peer", "may"),
     [

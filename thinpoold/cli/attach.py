@@ -14,7 +14,10 @@ from thinpoold.cli import output
 from thinpoold.cli.options import Name, Text, chosen_pool, json_option, verb
 from thinpoold.progress import Progress
 
-_FOR_A_NEW_ONE = ("device", "read_only", "mount", "mount_options", "user", "connections")
+_FOR_A_NEW_ONE = (
+    *("device", "read_only", "mount", "mount_options", "user"),
+    *("connections", "block_size", "timeout"),
+)
 
 
 @verb("attach")

@@ -22,8 +22,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 POOL_VARIABLE = "THINPOOL_POOL"
 
-# Put before an argument that starts like a negative number, so that click does not take `-5G` for
-# an option: the user should read why the size will not do. No argument can hold a NUL of its own.
+# Put before a word that starts like a negative number, so that click does not take `-5G` for an
+# option: the user should read why the size will not do. No word can hold a NUL of its own.
 _NEGATIVE = "\0"
 
 
@@ -38,8 +38,19 @@ class VerbCommand(click.Command):
     """A verb. Its help is kept as it is written, and -5 is a number."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        guarded = [_NEGATIVE + arg if re.match(r"-[0-9.]", arg) else arg for arg in args]
-        return super().parse_args(ctx, guarded)
+        options = [one for one in self.params if isinstance(one, click.Option) and not one.is_flag]
+        # Behind these click takes any word for their value.
+        wanting = {name for option in options for name in option.opts}
+        guarded = [
+            _NEGATIVE + arg if re.match(r"-[0-9.]", arg) and before not in wanting else arg
+            for before, arg in zip(["", *args], args, strict=False)
+        ]
+        try:
+            return super().parse_args(ctx, guarded)
+        except click.UsageError as error:
+            # Click does not say of which command an option has no value.
+            error.ctx = error.ctx or ctx
+            raise
 
 
 class Text(click.ParamType[Any]):

@@ -56,9 +56,11 @@ def test_refusals(pool: PoolRig) -> None:
     refused(pool, "detach", "v", says="is not attached")
     refused(pool, "detach", "/dev/nbd7", says="nothing is attached as /dev/nbd7")
     wrong_usage(pool, "attach", "v", "--refresh", "--read-only", says="exclude each other")
+    wrong_usage(pool, "attach", "v", "--refresh", "--timeout", "5", says="exclude each other")
     wrong_usage(pool, "attach", "v", "--user", "--device", "/dev/nbd0", says="exclude each other")
     wrong_usage(pool, "attach", "v", "-o", "noatime", says="needs --mount")
     wrong_usage(pool, "attach", "v", "--connections", "0", says="connections")
+    wrong_usage(pool, "attach", "v", "--timeout", "-5", says="-5 is not in the range")
 
 
 def test_a_pool_that_does_not_run(pool: PoolRig) -> None:

@@ -82,4 +82,5 @@ def test_a_bad_reserve_is_refused(rig: PoolRig) -> None:
 def test_wrong_usage(rig: PoolRig) -> None:
     wrong_usage(rig, "create", "x", says="create: missing argument 'SIZE'")
     wrong_usage(rig, "create", "x", "1M", "--nope", says="no such option '--nope'")
+    wrong_usage(rig, "create", "x", "1M", "--reserve", says="an argument; see 'thinpool create --h")
     assert "x" not in rig.volumes()
