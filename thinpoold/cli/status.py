@@ -6,12 +6,8 @@ from thinpoold.cli import output
 from thinpoold.cli.backend import Backend
 from thinpoold.cli.options import chosen_pool, json_option, pool_argument, verb
 
-_MODES = {
-    "write": "write",
-    "out-of-data-space": "out of data space: grow the pool, or delete or discard something",
-    "read-only": "read-only: its metadata could not be written; see the log, and stop and check it",
-    "failed": "failed: it can no longer be read; see the log, and stop and check it",
-}
+# The reason for `out-of-data-space` says what to do.
+_TO_DO = {"read-only": "; stop it, and check it", "failed": "; stop it, and check it"}
 
 
 @verb("status")
@@ -36,15 +32,11 @@ def status(pool_word: str | None, pool: str | None, as_json: bool) -> None:
 
 def _text(status: dict[str, Any]) -> str:
     data, metadata = status["data"], status["metadata"]
-    mode = _MODES.get(status["mode"], status["mode"])
-    if status["needs_check"]:
-        todo = "stop it, and run 'thinpool check --clear-needs-check'"
-        mode = f"{status['mode']}; it needs a check: {todo}"
     running = f"yes, process {status['pid']}" if status.get("running") else "no"
     rows = [
         ("pool", f"{status['name']}  {status['uuid']}"),
         ("running", running),
-        ("mode", mode),
+        ("mode", _mode(status)),
         ("data", f"{_space(data)}, {data['path']}"),
         (
             "metadata",
@@ -64,6 +56,13 @@ def _text(status: dict[str, Any]) -> str:
             ("control socket", status["control_socket"]),
         ]
     return output.facts(rows)
+
+
+def _mode(status: dict[str, Any]) -> str:
+    mode, reason = status["mode"], status["reason"]
+    if status["needs_check"]:
+        return f"{mode}; it needs a check: stop it, and run 'thinpool check --clear-needs-check'"
+    return f"{mode}: {reason}{_TO_DO.get(mode, '')}" if reason else str(mode)
 
 
 def _volumes(count: int, deleting: int) -> str:

@@ -67,9 +67,7 @@ def _method(method: Method) -> str:
         lines += [_param(param) for param in method.params]
     else:
         lines.append("No parameters.")
-    kind = "Changes the pool." if method.changes else "Only looks."
-    if method.name == "stop":
-        kind = "Ends the daemon."
+    kind = method.effect or ("Changes the pool." if method.changes else "Only looks.")
     lines += ["", f"Returns {method.returns}.", "", kind, ""]
     return "\n".join(lines)
 

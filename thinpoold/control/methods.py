@@ -62,7 +62,8 @@ class Host(Protocol):
 class Method:
     """One method. `doc` opens with a line of summary; `returns` says what the result holds.
 
-    Others that change the pool wait for `run`, not for what it leaves to do.
+    Others that change the pool wait for `run`, not for what it leaves to do. `effect` is what it
+    does that is more than to look and less than to change the pool.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Method:
     run: Callable[[Host, Params], Outcome]
     params: tuple[Param, ...] = ()
     changes: bool = False
+    effect: str = ""
 
 
 def _status(host: Host, params: Params) -> Result:
@@ -139,13 +141,13 @@ METHODS: dict[str, Method] = {
             "status",
             "Say how the pool is: its mode, space, transaction, volumes and clients.",
             "`name`, `uuid`, `running`, `mode` (`write`, `out-of-data-space`, `read-only` or "
-            "`failed`), `needs_check`, `pid`, `uri`, `control_socket`, `transaction_id`, "
-            "`block_size`, `data` (`path`, `size`, `used`), `cache` (`page` or `bufio`, the one in "
-            "effect), `metadata` (`size`, `used`, `file_size`), `memory` (`resident`, "
-            "`metadata_cache`, `data_cache`, `mapping_tables`, `unwritten` and, of all but the "
-            "first, `bounds`), `volumes`, `deleting` (how many deleted volumes' space is still "
-            "being given back), `clients`, `fastpath` (whether the C filter is there) and "
-            "`fastpath_reason` (why it is not, or empty)",
+            "`failed`), `reason` (why it is in this mode, or empty), `needs_check`, `pid`, `uri`, "
+            "`control_socket`, `transaction_id`, `block_size`, `data` (`path`, `size`, `used`), "
+            "`cache` (`page` or `bufio`, the one in effect), `metadata` (`size`, `used`, "
+            "`file_size`), `memory` (`resident`, `metadata_cache`, `data_cache`, `mapping_tables`, "
+            "`unwritten` and, of all but the first, `bounds`), `volumes`, `deleting` (how many "
+            "deleted volumes' space is still being given back), `clients`, `fastpath` (whether the "
+            "C filter is there) and `fastpath_reason` (why it is not, or empty)",
             _status,
         ),
         Method(
@@ -153,6 +155,7 @@ METHODS: dict[str, Method] = {
             "Commit what was done, which the daemon does each second by itself.",
             "`committed` (true)",
             _commit,
+            effect="Changes when things are durable, and nothing else.",
         ),
         Method(
             "stop",
@@ -161,6 +164,7 @@ METHODS: dict[str, Method] = {
             "`stopping` (true), `pid`, `error` (null or, when the last commit failed, why; the "
             "daemon stops all the same)",
             _stop,
+            effect="Ends the daemon.",
         ),
         Method(
             "get",
@@ -205,7 +209,8 @@ METHODS: dict[str, Method] = {
         Method(
             "info",
             "Say everything about one volume.",
-            f"{_VOLUME}, with more",
+            f"{_VOLUME}, and `shared`, `reserve`, `reserve_free` (bytes), `block_size`, "
+            "`snapshots` (names), `labels`, `created_in_transaction`",
             _admin("info"),
             (_NAME,),
         ),
@@ -229,6 +234,7 @@ METHODS: dict[str, Method] = {
                 Param("pids", PROCESSES, "the processes that had connected, on UNIX sockets"),
                 Param("hang_up", FLAG, "end all connections of theirs, not only wait", False),
             ),
+            effect="Changes connections alone.",
         ),
         Method(
             "create",

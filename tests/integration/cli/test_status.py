@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import PoolMaker
 from tests.integration.cli.outcomes import MIB, fill, refused, wrong_usage
+from tests.support.client import NbdError
 from tests.support.pools import PoolRig
 from thinpoold.pool import Pool
 
@@ -11,6 +14,7 @@ FIELDS = {
     "name",
     "uuid",
     "mode",
+    "reason",
     "needs_check",
     "pid",
     "uri",
@@ -98,6 +102,19 @@ def test_one_that_cannot_be_opened(new_pool: PoolMaker) -> None:
     (rig.directory / "data").rename(rig.directory / "away")
     refused(rig, "status", says="data")
     (rig.directory / "away").rename(rig.directory / "data")
+
+
+def test_why_it_does_not_take_all_writes_is_told(new_pool: PoolMaker) -> None:
+    rig = new_pool("4M", on_full="error")
+    assert rig.status()["reason"] == ""
+    rig.create("v", "8M")
+    with rig.connect("v") as client, pytest.raises(NbdError):
+        client.write(0, b"x" * (8 * MIB))
+    assert rig.status()["mode"] == "out-of-data-space"
+    assert f"out-of-data-space: {rig.status()['reason']}\n" in rig.cli("status")
+    assert "grow the pool, or delete or discard something" in rig.status()["reason"]
+    rig.cli("grow", "--size", "16M")
+    assert (rig.status()["mode"], rig.status()["reason"]) == ("write", "")
 
 
 def test_what_is_still_being_deleted_is_told(new_pool: PoolMaker) -> None:
