@@ -27,7 +27,6 @@ _DAEMON = "thinpoold"
 _VERSION = f"thinpoold {__version__}"
 # Beside those of its own group of verbs.
 _RELATED = {
-    "init": ("metadata-size", "restore"),
     "create": ("attach",),
     "resize": ("attach", "grow"),
     "check": ("status",),
@@ -37,17 +36,12 @@ _RELATED = {
 _OUTSIDE = {
     "check": ("thin_check(8)",),
     "export-metadata": ("thin_check(8)", "thin_dump(8)"),
-    "dump": ("thin_dump(8)",),
-    "restore": ("thin_restore(8)",),
-    "repair": ("thin_repair(8)",),
-    "delta": ("thin_delta(8)",),
-    "rmap": ("thin_rmap(8)",),
-    "metadata-size": ("thin_metadata_size(8)",),
     "uri": ("nbdinfo(1)", "nbdcopy(1)", "nbd-client(8)", "qemu-img(1)"),
     "attach": ("nbd-client(8)", "nbdfuse(1)"),
     "detach": ("nbd-client(8)", "nbdfuse(1)"),
     "completion": ("bash(1)", "zsh(1)", "fish(1)"),
     "doctor": ("nbdkit-python-plugin(3)",),
+    "tls": ("nbdkit-tls(1)", "certtool(1)"),
 }
 
 

@@ -22,7 +22,7 @@ _INLINE = re.compile(
     r"|\[(?P<text>(?:`[^`]*`|[^\]`])+)\]\((?P<url>[^)]*)\)"
     r"|(?<![\w'])'(?P<quoted>(?:thinpoold?|scripts/|nbd)[^']*)'"
     r"|(?P<option>(?<![\w-])--?[a-z][a-z-]*[a-z]?(?![\w-]))"
-    r"|(?P<page>\b[a-z][\w-]*\([1-8]\))"
+    r"|(?P<page>\b[a-z][\w.-]*\([1-8]\))"
     r"|(?P<word>\b[A-Z][A-Z]+\b)"
 )
 

@@ -111,8 +111,8 @@ def thinpool(ctx: click.Context, pool: str | None) -> None:
     A POOL is a directory, or the name of one under the default directory (/var/lib/thinpoold for
     root, $XDG_DATA_HOME/thinpoold for others). THINPOOL_POOL stands in for -p.
 
-    Sizes are bytes, or numbers with K, M, G, T or P: powers of 1024. Every verb works on a running
-    pool and, start and stop apart, on a stopped one.
+    Sizes are bytes, or numbers with K, M, G, T or P: powers of 1024. What is done to a pool can be
+    done while it runs and, but for attach, while it is stopped.
 
     \b
     A first pool:

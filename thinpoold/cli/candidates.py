@@ -23,7 +23,7 @@ _Source = Callable[[click.Context, str], Iterable[str]]
 
 # Verbs whose VOL is not there yet.
 _NEW = frozenset({"create"})
-_FILES = {"PATH": "file", "FILE": "file", "XML": "file", "DIR": "dir", "POOL": "dir"}
+_FILES = {"PATH": "file", "FILE": "file", "DIR": "dir", "POOL": "dir"}
 
 
 def candidates(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
@@ -128,8 +128,6 @@ _SOURCES: dict[str, _Source] = {
     "VOL|DEVICE": _volumes,
     "OLD": _volumes,
     "SNAP": _volumes,
-    "A": _volumes,
-    "B": _volumes,
     "ORIGIN SNAP [ORIGIN SNAP": _origins,
     "POOL": _pools,
     "KEY=VALUE": _settings,

@@ -13,9 +13,8 @@ from thinpoold.cli.shells import SHELLS, script
 def completion(context: click.Context, shell: str) -> None:
     """Print the script that makes a shell complete commands, options, pools and volumes.
 
-    It is for thinpool and for thinpoold.
-
-    It asks the program itself each time, so it need not be made again for a newer one.
+    It is for thinpool and for thinpoold. It asks the program itself each time, so it need not be
+    made again for a newer one.
 
     \b
     Examples:

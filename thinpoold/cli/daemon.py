@@ -39,7 +39,7 @@ def daemon_options(function: Callable[..., None]) -> Callable[..., None]:
             "--cache-size",
             metavar="SIZE",
             type=Size(),
-            help="Most memory for cached metadata, such as 64M.",
+            help="Most memory for cached metadata. [64M]",
         ),
         click.option(
             "--threads",

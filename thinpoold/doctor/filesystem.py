@@ -63,8 +63,8 @@ def _tried(fd: int, there: Path) -> Iterator[Finding]:
         "reflinks",
         cloned,
         _can(cloned),
-        "copy blocks that snapshots share without moving the data",
-        "" if cloned else "mkfs.xfs on the disk for pools; without, blocks are copied",
+        "copy shared blocks of over 1M (init --block-size) without moving the data",
+        "" if cloned else "mkfs.xfs on the disk for pools; without, they are copied",
     )
 
 
