@@ -203,11 +203,11 @@ class Core:
         """Deal with failures of the metadata that pass through the context. Outside gates."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             self.settle_after(error)
             raise
 
-    def settle_after(self, error: Exception) -> None:
+    def settle_after(self, error: BaseException) -> None:
         """Deal with an error that may be a failure of the metadata. Outside gates."""
         if self.broken_by is not None:
             self.settle()
@@ -353,7 +353,10 @@ class _Change:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         core = self._core
         try:
-            if isinstance(error, Exception) and not isinstance(error, self._HARMLESS):
-                core.broken(error)
+            if error is not None and not isinstance(error, self._HARMLESS):
+                # A command may be interrupted in the midst.
+                core.broken(
+                    error if isinstance(error, Exception) else TransactionBroken("interrupted")
+                )
         finally:
             core.lock.release()

@@ -16,6 +16,7 @@ import pytest
 from tests.unit.data.rigs import BLOCK, PATIENCE, Rig, finish, read, spin, threads
 from thinmeta.check import check
 from thinmeta.errors import Corrupt, NoMetadataSpace, StoreError, ThinMetaError
+from thinmeta.thin.devices import Devices
 from thinpoold import admin, discard
 from thinpoold.errnos import errno_of
 from thinpoold.errors import DeviceError, NoSpace, PoolStopped, ThinPoolError
@@ -241,6 +242,24 @@ def test_a_change_that_fails_half_way_is_dropped(
         rig.close()
     else:
         verify(rig, before)
+
+
+def test_a_command_that_is_interrupted_half_way_commits_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, before = prepare(tmp_path)
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Devices, "add", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            admin.snapshot(rig.pool, [["v", "new"]])
+    rig.close()
+    rig.crash()
+    assert {record.name for record in rig.pool.registry} == {"other", "s", "v"}
+    verify(rig, before)
 
 
 def test_a_look_up_that_meets_damage_fails_and_the_pool_stops_with_all_that_was_done(
