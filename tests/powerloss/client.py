@@ -45,10 +45,20 @@ class Client:
     # What goes over NBD
 
     def write(self) -> None:
-        name, first, count = self._place()
         # Also several blocks at once, and parts of one.
+        self._put(*self._place(), durably=self._rng.random() < 0.05)
+
+    def write_durably_into_new_blocks(self, count: int) -> None:
+        """Each mapped by a write that no flush follows, and which another connection made."""
+        self.create()
+        name = self._volume()
+        for number in range(count):
+            first = number % (self._sizes[name] // self._block) * self._block
+            self._put(name, first + 3, 1, durably=False)
+            self._put(name, first + 8, 2, durably=True)
+
+    def _put(self, name: str, first: int, count: int, *, durably: bool) -> None:
         self._number += 1
-        durably = self._rng.random() < 0.05
         step = Write(self._now(), 0, name, first, count, self._number, durably)
         with self._rig.connect(name) as client:
             data = stamped(self._number, first, count)

@@ -5,7 +5,7 @@ Thread-safety: none; one thread.
 
 import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ class Recording:
     attributes: dict[str, bytes]
 
 
-def record(rig: PoolRig, directory: Path, seed: int, steps: int) -> Recording:
+def record(rig: PoolRig, directory: Path, seed: int, act: Callable[[Client], None]) -> Recording:
     """Let a client loose on the pool of a rig whose daemon does not run; stop it at the end."""
     paths = [rig.directory / name for name in FILES]
     for path in paths:
@@ -57,7 +57,7 @@ def record(rig: PoolRig, directory: Path, seed: int, steps: int) -> Recording:
     finally:
         rig.env = outside
     client = Client(rig, recorder, random.Random(seed))
-    client.run(steps)
+    act(client)
     rig.stop()
     return Recording(client.history, recorder.events(), files, attributes)
 

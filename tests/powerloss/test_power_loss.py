@@ -6,7 +6,7 @@ flushed must be there, and the rest must be old or new. In tests/uml a real kern
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,10 +33,23 @@ def place(in_memory: Scratch | None, tmp_path: Path) -> Path:
 
 
 def test_some_cuts(new_pool: PoolMaker, place: Path, seed: int) -> None:
-    recording = record(new_pool("16M", start=False), place, seed, STEPS)
+    recording = record(new_pool("16M", start=False), place, seed, lambda client: client.run(STEPS))
     found = moments(recording.events)
     chosen = random.Random(seed).sample(found, min(CUTS, len(found)))
     assert Cutter(recording, place / "cut", seed).cut(chosen, 2) > CUTS // 4
+
+
+def test_a_write_with_fua_into_a_block_whose_mapping_was_answered_and_not_flushed(
+    new_pool: PoolMaker, place: Path, seed: int
+) -> None:
+    """The block is written in place, without Python where there is the C filter."""
+    rig = new_pool("16M", start=False)
+    recording = record(rig, place, seed, lambda client: client.write_durably_into_new_blocks(12))
+    found = moments(recording.events)
+    assert Cutter(recording, place / "cut", seed).cut(found, 2) > 0
+    worse = replace(recording, events=left_out(recording.events, without_syncs_of_notes))
+    with pytest.raises(Lost):
+        Cutter(worse, place / "worse", seed).cut(range(len(worse.events)), 1)
 
 
 @pytest.mark.slow
@@ -47,7 +60,8 @@ def test_some_cuts(new_pool: PoolMaker, place: Path, seed: int) -> None:
     ids=lambda options: "-".join(options.values()) or "default",
 )
 def test_many_cuts(new_pool: PoolMaker, place: Path, seed: int, options: dict[str, str]) -> None:
-    recording = record(new_pool("40M", start=False, **options), place, seed, SLOW_STEPS)
+    rig = new_pool("40M", start=False, **options)
+    recording = record(rig, place, seed, lambda client: client.run(SLOW_STEPS))
     found = moments(recording.events)
     chosen = random.Random(seed).sample(found, min(SLOW_CUTS, len(found)))
     assert Cutter(recording, place / "cut", seed).cut(chosen, 3) > SLOW_CUTS // 4
@@ -70,11 +84,17 @@ def recording(
 ) -> Recording:
     rig = PoolRig(tmp_path_factory.mktemp("r") / "p")
     rig.init("16M")
-    return record(rig, tmp_path_factory.mktemp("l"), 1, STEPS)
+    return record(rig, tmp_path_factory.mktemp("l"), 1, lambda client: client.run(STEPS))
 
 
 def without_syncs_of_notes(event: Event) -> bool:
     return event.what is not What.SYNC or event.file not in NOTES
+
+
+def left_out(events: Sequence[Event], kept: Callable[[Event], bool]) -> list[Event]:
+    """The events without the calls that are not kept."""
+    gone = {event.id for event in events if not kept(event)}
+    return [event for event in events if event.id not in gone]
 
 
 @pytest.mark.parametrize(
@@ -83,8 +103,7 @@ def without_syncs_of_notes(event: Event) -> bool:
 def test_a_sync_that_is_left_out_is_noticed(
     recording: Recording, place: Path, kept: Callable[[Event], bool]
 ) -> None:
-    gone = {event.id for event in recording.events if not kept(event)}
-    events = [event for event in recording.events if event.id not in gone]
+    events = left_out(recording.events, kept)
     worse = replace(recording, events=events)
     with pytest.raises(Lost):
         Cutter(worse, place / "cut", 1).cut(moments(events), 3)
