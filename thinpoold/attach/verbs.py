@@ -59,6 +59,8 @@ def attach(paths: PoolPaths, name: str, wanted: Wanted) -> Attachment:
     if not wanted.user:
         require_kernel()
     info, uri = look_up(paths, name)
+    # Refuses TLS.
+    parse_uri(uri)
     refuse_repeats(_settings(paths, name), wanted.connections)
     read_only = wanted.read_only or info["read_only"]
     with records.locked():

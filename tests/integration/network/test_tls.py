@@ -317,5 +317,12 @@ def test_a_key_where_certificates_are_wanted(keys: Served, certificates: Served)
     read_nothing(certificates.uri(f"?tls-psk-file={quote(str(mine))}", user="client"))
 
 
+def test_attach_does_not_do_tls_and_says_so_before_it_begins(either: Served) -> None:
+    done = either.rig.run("attach", SECRET, "--user", "--timeout", "0")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "thinpool attach does not do TLS" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_it_serves_on_after_all_that(either: Served) -> None:
     assert f"{SIZE}\n" in run("nbdinfo", "--size", either.rig.uri(SECRET)).stdout
