@@ -18,6 +18,9 @@ MAX_BLOCK_SIZE = 1 << 30
 # that keeps every sum of an offset and a length inside.
 MAX_BLOCKS = 1 << 40
 MAX_BYTES = 1 << 62
+# The format counts how often each block of a pool is used, 16,320 to a block of metadata, of which
+# there can be 4,161,600: this takes half of them, and leaves the rest for mappings.
+MAX_POOL_BLOCKS = 1 << 35
 
 _UNITS = ("", "K", "M", "G", "T", "P", "E")
 _SIZE = re.compile(r"([+-]?)([0-9]{1,40}(?:\.[0-9]{1,40})?)([KMGTPE]?)(?:iB|B)?", re.IGNORECASE)
@@ -85,7 +88,7 @@ def check_volume_size(size: int, block_size: int = MIN_BLOCK_SIZE) -> int:
 
 def check_pool_size(size: int, block_size: int = MIN_BLOCK_SIZE) -> int:
     """Return a data device's size in bytes, or raise InvalidSize with the limit."""
-    return _check(size, "pool", block_size, min(MAX_BLOCKS * block_size, MAX_BYTES))
+    return _check(size, "pool", block_size, min(MAX_POOL_BLOCKS * block_size, MAX_BYTES))
 
 
 def check_any_size(size: int, what: str) -> int:

@@ -13,8 +13,10 @@ from thinpoold.cli import output
 from thinpoold.cli.options import Size, Text, chosen_pool, pool_argument, verb
 from thinpoold.errors import InvalidSize
 from thinpoold.progress import Progress
+from thinpoold.sizes import exact_size
 
 MIN_CACHE = 1 << 20
+MAX_CACHE = 1 << 40
 
 
 def daemon_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -91,8 +93,9 @@ def _options(
         raise click.UsageError(
             "--tls or --insecure-no-tls? Say one", click.get_current_context(silent=True)
         )
-    if cache_size is not None and cache_size < MIN_CACHE:
-        raise InvalidSize(f"cache size {cache_size} is too small: it must be at least 1M")
+    if cache_size is not None and not MIN_CACHE <= cache_size <= MAX_CACHE:
+        wrong = "small: it must be at least 1M" if cache_size < MIN_CACHE else "large: at most 1T"
+        raise InvalidSize(f"cache size {exact_size(cache_size)} is too {wrong}")
     directory = Path(tls) if tls is not None else None
     return daemon.Options(listen, threads, cache_size, directory, insecure_no_tls, fastpath)
 

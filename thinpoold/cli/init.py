@@ -10,6 +10,7 @@ from thinpoold.cli.backend import Backend
 from thinpoold.cli.options import Size, Text, chosen_pool, json_option, pool_argument, verb
 from thinpoold.errors import UserError
 from thinpoold.names import check_name
+from thinpoold.progress import Progress
 from thinpoold.sizes import MIN_BLOCK_SIZE, check_block_size, check_pool_size
 
 
@@ -95,15 +96,16 @@ def init(
     settings = pool_settings.Settings().changed({**changes, "skip-zeroing": skip_zeroing})
     from thinpoold.pool import create_pool
 
-    create_pool(
-        paths.directory,
-        name=check_name(paths.name, "pool"),
-        size=size,
-        data=Path(data) if data is not None else None,
-        block_size=block_size,
-        settings=settings,
-        force=force,
-    )
+    with Progress(f"making pool {paths.name}"):
+        create_pool(
+            paths.directory,
+            name=check_name(paths.name, "pool"),
+            size=size,
+            data=Path(data) if data is not None else None,
+            block_size=block_size,
+            settings=settings,
+            force=force,
+        )
     status = Backend(paths).call("status")
     if as_json:
         output.emit_json(status)

@@ -11,6 +11,7 @@ from thinpoold.cli import output
 from thinpoold.cli.backend import Backend
 from thinpoold.cli.options import Name, Size, Text, chosen_pool, json_option, verb
 from thinpoold.errors import InvalidSetting
+from thinpoold.progress import Progress
 from thinpoold.settings import parse
 from thinpoold.sizes import check_any_size
 
@@ -103,7 +104,9 @@ def grow(size: int, pool: str | None, as_json: bool) -> None:
     Exit status: 0 grown, durably; 1 refused (a bad size, smaller than now) or failed.
     """
     check_any_size(size, "pool")
-    answer = Backend(chosen_pool(pool)).call("grow", size=size)
+    paths = chosen_pool(pool)
+    with Progress(f"growing pool {paths.name}"):
+        answer = Backend(paths).call("grow", size=size)
     if as_json:
         output.emit_json(answer)
     else:

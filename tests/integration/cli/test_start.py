@@ -104,6 +104,7 @@ def stopped(module_pools: Callable[[str], PoolRig]) -> PoolRig:
         (("--listen", "nowhere"), "neither 'unix' nor ADDR:PORT"),
         (("--listen", "127.0.0.1:99999"), "neither 'unix' nor ADDR:PORT"),
         (("--cache-size", "0"), "at least 1M"),
+        (("--cache-size", "1025G"), "cache size 1025G is too large: at most 1T"),
         (("--cache-size", "lots"), "is not a size"),
     ],
 )

@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thinmeta.format.bitmap import ENTRIES_PER_BITMAP
+from thinmeta.format.index import MAX_METADATA_BLOCKS
 from thinpoold import sizes
 from thinpoold.errors import InvalidSize
 
@@ -120,7 +122,16 @@ def test_the_limit_grows_with_the_block_size() -> None:
 
 def test_a_pool_has_room_for_a_block() -> None:
     assert sizes.check_pool_size(64 * K) == 64 * K
-    with pytest.raises(InvalidSize, match="too small: a pool has 64K to 64P"):
+    with pytest.raises(InvalidSize, match="too small: a pool has 64K to 2P"):
         sizes.check_pool_size(32 * K)
     with pytest.raises(InvalidSize, match="too small"):
         sizes.check_pool_size(64 * K, M)
+
+
+def test_the_counts_of_a_pool_s_blocks_leave_room_for_mappings() -> None:
+    assert sizes.check_pool_size(1 << 51) == 1 << 51
+    assert sizes.check_pool_size(1 << 52, 128 * K) == 1 << 52
+    with pytest.raises(InvalidSize, match="over the format's limit: a pool has 64K to 2P"):
+        sizes.check_pool_size((1 << 51) + 512)
+    bitmaps = sizes.MAX_POOL_BLOCKS // ENTRIES_PER_BITMAP
+    assert bitmaps < 0.51 * MAX_METADATA_BLOCKS
