@@ -197,7 +197,10 @@ class WriteOut:
         if self._measured:
             limit = (limit + self.limit_bytes) // 2
         self._measured = True
-        self.limit_bytes = max(LEAST_BYTES, min(limit, self._most_bytes))
+        with self._changed:
+            self.limit_bytes = max(LEAST_BYTES, min(limit, self._most_bytes))
+            # Who looked since the writing ended waits under the old bound.
+            self._changed.notify_all()
 
     def _settle(self) -> None:
         """Take off what was charged and is not unwritten, from all alike. `_changed` is held."""

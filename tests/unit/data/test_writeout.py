@@ -169,6 +169,44 @@ def test_the_bound_is_what_the_disk_writes_in_a_second(
     os.close(fd)
 
 
+def test_a_higher_bound_lets_go_who_waits_under_the_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd = os.open(tmp_path / "data", os.O_RDWR | os.O_CREAT)
+    out = WriteOut(fd)
+    one, other = out.account(), out.account()
+    kicks = threading.Semaphore(0)
+    clock = iter([0.0, 0.001])
+
+    def monotonic() -> float:
+        now = next(clock)
+        if now:
+            # The writing has ended, and the bound is the old one: who waits looks, and waits on.
+            assert kicks.acquire(timeout=PATIENCE)
+            spin(lambda: len(out._changed._waiters) == 1)  # type: ignore[attr-defined]
+        return now
+
+    monkeypatch.setattr(module, "monotonic", monotonic)
+    monkeypatch.setattr(module, "_write_file", lambda fd: None)
+    monkeypatch.setattr(pagecache, "unwritten", lambda: Unwritten(2 * MOST_BYTES, MOST_BYTES))
+    monkeypatch.setattr(out._timer, "kick", kicks.release)
+    write(one, LIMIT_BYTES)
+    # A flush of what that was is under way, and goes on for as long as this test.
+    with threads() as pool, out.writing():
+        write(other, HALF)
+        monkeypatch.setattr(out._timer, "_running", True)
+        while kicks.acquire(blocking=False):
+            pass
+        flood = pool.submit(write, one, 2 * GRANT_BYTES)
+        assert kicks.acquire(timeout=PATIENCE)
+        spin(lambda: len(out._changed._waiters) == 1)  # type: ignore[attr-defined]
+        out._look()
+        assert out.limit_bytes > 2 * out.unwritten
+        finish(flood)
+    out.close()
+    os.close(fd)
+
+
 def test_the_kernel_knows_what_was_written_twice(out: WriteOut, disk: Disk) -> None:
     one, other = out.account(), out.account()
     write(one, HALF // 2)
@@ -193,6 +231,8 @@ def test_the_kernel_knows_what_was_written_twice(out: WriteOut, disk: Disk) -> N
         # A flood of one page, as it were, never waits for the disk.
         write(one, 10 * LIMIT_BYTES)
         assert disk.begun == 0
+        # Its last charges may not have been looked at yet.
+        spin(lambda: out.unwritten < HALF)
         # But what is unwritten in truth is written out.
         really = LIMIT_BYTES
         write(one, HALF)
