@@ -120,10 +120,16 @@ class ControlServer:
                 self._connections.add(connection)
         if victim is not None:
             victim.drop()
-        if admitted:
-            connection.thread.start()
-        else:
+        if not admitted:
             connection.refuse(f"{self._max_connections} connections are busy; try again")
+            return
+        try:
+            connection.thread.start()
+        except RuntimeError as error:
+            # Out of threads. Others may end some, and those to come are not to find nobody.
+            log.warning("control socket: %s", error)
+            self._forget(connection)
+            connection.refuse("no thread for one more connection; try again")
 
     def _make_room(self) -> "_Connection | None":
         if len(self._connections) < self._max_connections:

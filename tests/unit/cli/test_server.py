@@ -224,6 +224,20 @@ def test_when_all_are_busy_the_newcomer_is_told(path: Path, hold: Hold) -> None:
         server.close()
 
 
+def test_without_a_thread_for_a_client_the_next_is_served(
+    path: Path, server: ControlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with Raw(path) as unlucky:
+            assert "no thread" in unlucky.receive()["error"]["message"]
+            assert unlucky.receive() is None
+    assert_serves(path)
+
+
 def test_a_client_that_does_not_read_is_dropped(path: Path, hold: Hold) -> None:
     server = ControlServer(path, answer_with(hold), send_timeout=0.01)
     server.start()
