@@ -22,9 +22,8 @@ from thinmeta.errors import NoMetadataSpace, StoreError
 from thinmeta.store.lmdb import LmdbStore
 from thinpoold import admin, discard, recent
 from thinpoold.device import DataDevice
-from thinpoold.errors import DeviceError, NoSpace, NotRecovered
+from thinpoold.errors import DeviceError, NotRecovered
 from thinpoold.pool import Pool, create_pool
-from thinpoold.settings import Settings
 from thinpoold.volume import Volume
 
 SIZE = 12
@@ -46,7 +45,8 @@ class Model:
         self._made = self._written = 0
         patch.setattr(recent, "_BOOT_ID", self._boot)
         self._reboot()
-        create_pool(self._directory, size=64 * BLOCK, settings=Settings(on_full="error"))
+        # So large that it is never full: for that a flush within a flush would have to wait.
+        create_pool(self._directory, size=1 << 30)
         self.pool = Pool.open(self._directory)
         admin.create(self.pool, self._fresh(), SIZE * BLOCK)
         self.now["v1"] = [0] * SIZE
@@ -56,13 +56,7 @@ class Model:
     def write(self) -> None:
         name, first, count = self._place()
         self._written = self._written % 250 + 1
-        try:
-            self._volume(name).pwrite(bytes([self._written]) * count * BLOCK, first * BLOCK)
-        except NoSpace:
-            # Part of it may be there.
-            self.flush()
-            self.now[name] = list(blocks(self._volume(name)))
-            return
+        self._volume(name).pwrite(bytes([self._written]) * count * BLOCK, first * BLOCK)
         self._put(name, first, count, self._written)
 
     def trim(self) -> None:
@@ -71,12 +65,24 @@ class Model:
         self._put(name, first, count, 0)
 
     def flush(self) -> None:
-        self.pool.core.sync()
-        self.maybe.clear()
+        self._beside_others(self.pool.core.sync)
 
     def commit(self) -> None:
-        self.pool.commit()
+        self._beside_others(self.pool.commit)
+
+    def _beside_others(self, flush: Callable[[], None]) -> None:
+        """While the data device is flushed, others go on; what they do need not be durable."""
+        real = DataDevice.flush
+
+        def busy(device: DataDevice) -> None:
+            real(device)
+            for _ in range(self.rng.randrange(3)):
+                self.rng.choice([self.write, self.trim])()
+
         self.maybe.clear()
+        with self._patch.context() as patch:
+            patch.setattr(DataDevice, "flush", busy)
+            flush()
 
     # Administrators
 
