@@ -20,14 +20,18 @@ from thinpoold.access import Address, Peer
 _SIZE: Final = 128  # struct sockaddr_storage
 
 
-def current() -> Peer:
-    """Return who is connected. Only inside nbdkit's functions about a connection."""
+def current(is_tls: int | None = None) -> Peer:
+    """Return who is connected. Only inside nbdkit's functions about a connection.
+
+    `is_tls` is what nbdkit said of that already: while exports are listed it does not know when it
+    is asked (1.32), and logs an error.
+    """
     server = _server()
     name = ctypes.create_string_buffer(_SIZE)
     length = ctypes.c_uint32(_SIZE)
     if server.nbdkit_peer_name(name, ctypes.byref(length)) != 0:
         return Peer()
-    tls = server.nbdkit_is_tls() > 0
+    tls = (server.nbdkit_is_tls() if is_tls is None else is_tls) > 0
     family = int.from_bytes(name.raw[:2], sys.byteorder)
     if family == socket.AF_UNIX:
         uid, gid = server.nbdkit_peer_uid(), server.nbdkit_peer_gid()

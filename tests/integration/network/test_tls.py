@@ -116,6 +116,18 @@ def test_bytes_come_back(either: Served) -> None:
     client.shutdown()
 
 
+def test_what_is_for_tls_is_listed_and_the_log_keeps_silent(either: Served) -> None:
+    rig, log = either.rig, either.rig.directory / "thinpoold.log"
+    rig.cli("set", "--volume", SECRET, "allow=tls")
+    before = len(log.read_text())
+    listed = run("nbdinfo", "--list", rig.uri(SECRET)).stdout
+    assert f'export="{SECRET}"' in listed
+    # The default export, as there is no other.
+    assert f"{SIZE}\n" in run("nbdinfo", "--size", rig.status()["uri"]).stdout
+    assert "error" not in log.read_text()[before:]
+    rig.cli("set", "--volume", SECRET, "allow=anyone")
+
+
 def test_qemu_with_a_certificate(certificates: Served) -> None:
     # QEMU wants these names, which are nbdkit's too.
     client = certificates.files / "clients" / "client"
