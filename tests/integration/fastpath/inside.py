@@ -26,6 +26,8 @@ REGION = 4
 WRITERS = 3
 READERS = 2
 PIECE = 4096
+# So many requests have met what the administrator does.
+ENOUGH = 100
 
 
 class Client:
@@ -69,6 +71,11 @@ class Load:
             for number in range(len(self.clients))
         ]
 
+    @property
+    def served(self) -> int:
+        """How many requests the filter has served."""
+        return sum(client.served for client in self.clients)
+
     def _run(self, number: int) -> None:
         try:
             work = self._write if number < WRITERS else self._read
@@ -103,7 +110,7 @@ class Load:
         if self.troubles:
             raise self.troubles[0]
         self.pool.close_volume(self.volume)
-        return sum(client.served for client in self.clients)
+        return self.served
 
 
 def administrate(pool: Pool, library: Library, turn: int) -> None:
@@ -145,9 +152,12 @@ def main(directory: Path, filter_: Path, turns: int) -> None:
     load = Load(pool, library, seed=int.from_bytes(os.urandom(4)))
     for thread in load.threads:
         thread.start()
+    turn = 0
     try:
-        for turn in range(turns):
+        # More turns where the threads of the load have hardly come to run.
+        while turn < turns or (load.served <= ENOUGH and not load.troubles):
             administrate(pool, library, turn)
+            turn += 1
     finally:
         served = load.finish()
     pool.close()
