@@ -1,6 +1,7 @@
 """scripts/install-systemd."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,17 @@ def test_without_the_programs_nothing_is_installed(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "no thinpoold in" in done.stderr
     assert files(tmp_path) == set()
+
+
+def test_where_the_programs_are_must_be_known(tmp_path: Path) -> None:
+    prefix, tools = tmp_path / "p", tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    done = install_systemd("--prefix", str(prefix), check=False, PATH=str(tools))
+    assert done.returncode == 1
+    assert "thinpoold is not on PATH" in done.stderr
+    assert not prefix.exists()
 
 
 def test_help() -> None:
