@@ -51,11 +51,11 @@ class Admin:
         """`list`, by name."""
         return {entry["name"]: entry for entry in self.rpc.call("list")["volumes"]}
 
-    def await_released(self, name: str) -> None:
-        """Waits until the daemon has seen every client of a volume off.
+    def await_released(self, name: str, clients: int = 0) -> None:
+        """Waits until the daemon has seen every client of a volume off, but for `clients`.
 
         A client that said goodbye is gone for itself, a moment before it is gone for the server.
         """
         deadline = time.monotonic() + PATIENCE
-        while self.volumes()[name]["clients"]:
+        while self.volumes()[name]["clients"] > clients:
             assert time.monotonic() < deadline, f"{name} is still open"

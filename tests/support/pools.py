@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.support.admin import Admin
 from tests.support.audit import audit_image
 from tests.support.client import NbdClient
 from tests.support.rpc import Rpc, RpcGone
@@ -204,7 +205,15 @@ class PoolRig:
         self.cli("snapshot", *pairs)
 
     def delete(self, *volumes: str) -> None:
+        if self._control is not None:
+            self.await_released(*volumes)
         self.cli("delete", *volumes)
+
+    def await_released(self, *volumes: str) -> None:
+        """Waits until the daemon has seen every client of these volumes off."""
+        with self.rpc() as rpc:
+            for volume in volumes:
+                Admin(rpc).await_released(volume)
 
     def volumes(self) -> dict[str, Any]:
         """`list --json`, by name."""

@@ -7,6 +7,7 @@ its oracles proves nothing.
 import json
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -60,3 +61,21 @@ def run(
 def run_json(*command: str) -> Any:
     """Runs a program that prints one JSON document, and parses it."""
     return json.loads(run(*command).stdout)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 where nobody listens, and which is no other test's from now on.
+
+    Below those that the kernel gives to whoever connects, who might be given it meanwhile.
+    """
+    for port in range(20000, 32768):
+        # A name that is gone with this process marks it for tests in others.
+        with socket.socket(socket.AF_UNIX) as claim, socket.socket() as probe:
+            try:
+                claim.bind(f"\0thinpoold-tests-{port}")
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            claim.detach()
+            return port
+    raise AssertionError("no port is free")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tests.support.admin import Admin
 from tests.support.pools import PoolRig
 
 MIB = 1 << 20
@@ -43,7 +44,11 @@ def of_the_pool(volume: Any) -> Any:
 
 
 def fill(rig: PoolRig, name: str, count: int, offset: int = 0, byte: bytes = b"x") -> None:
-    """Write `count` bytes into a volume of a running pool, flushed."""
-    with rig.connect(name) as client:
-        client.write(offset, byte * count)
-        client.flush()
+    """Write `count` bytes into a volume of a running pool, flushed, and be seen off."""
+    with rig.rpc() as rpc:
+        admin = Admin(rpc)
+        clients = admin.volumes()[name]["clients"]
+        with rig.connect(name) as client:
+            client.write(offset, byte * count)
+            client.flush()
+        admin.await_released(name, clients)

@@ -1,13 +1,7 @@
 """thinpool delete."""
 
 from tests.integration.cli.outcomes import MIB, fill, refused, volume, wrong_usage
-from tests.support.admin import Admin
 from tests.support.pools import PoolRig
-
-
-def released(rig: PoolRig, name: str) -> None:
-    with rig.rpc() as rpc:
-        Admin(rpc).await_released(name)
 
 
 def test_one_and_several(rig: PoolRig) -> None:
@@ -24,7 +18,6 @@ def test_it_says_how_much_it_frees(running: PoolRig) -> None:
     fill(running, "d", 4 * MIB)
     running.snapshot("d", "d1")
     fill(running, "d", MIB)
-    released(running, "d")
     used = running.status()["data"]["used"]
     for words, freed in ((["d"], MIB), (["d1"], MIB), (["d", "d1"], 5 * MIB)):
         answer = running.json("delete", *words, "--dry-run")
@@ -50,7 +43,6 @@ def test_one_in_use_is_refused_and_none_is_deleted(running: PoolRig) -> None:
         refused(running, "delete", "f", "g", says="g")
         assert volume(running, "f") is not None
         client.write(0, b"x" * 512)
-    released(running, "g")
     running.delete("f", "g")
 
 

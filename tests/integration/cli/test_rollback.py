@@ -1,7 +1,6 @@
 """thinpool rollback."""
 
 from tests.integration.cli.outcomes import MIB, fill, of_the_pool, refused, volume
-from tests.support.admin import Admin
 from tests.support.pools import PoolRig
 
 
@@ -17,8 +16,6 @@ def prepared(rig: PoolRig, name: str) -> None:
     fill(rig, name, MIB, byte=b"2")
     rig.snapshot(name, f"{name}2")
     fill(rig, name, MIB // 2, byte=b"3")
-    with rig.rpc() as rpc:
-        Admin(rpc).await_released(name)
 
 
 def test_what_it_held_is_kept(running: PoolRig) -> None:

@@ -11,14 +11,7 @@ import pytest
 from tests.conftest import PoolMaker
 from tests.integration.cli.outcomes import refused, wrong_usage
 from tests.support.pools import PoolRig
-from tests.support.tools import run
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from tests.support.tools import free_port, run
 
 
 def test_it_serves_when_it_returns(new_pool: PoolMaker) -> None:

@@ -7,8 +7,7 @@ import time
 from contextlib import ExitStack
 
 from tests.conftest import PoolMaker
-from tests.integration.network.test_tls import free_port
-from tests.support.tools import PATIENCE
+from tests.support.tools import PATIENCE, free_port
 
 MOST = 128
 

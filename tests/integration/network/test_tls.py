@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.libnbd import nbd
 from tests.support.pools import PoolRig
-from tests.support.tools import run
+from tests.support.tools import free_port, run
 
 SECRET = "volume-nobody-should-hear-of"
 SIZE = 1 << 20
@@ -41,12 +41,6 @@ class Served:
     def uri(self, query: str, *, user: str = "", host: str = "127.0.0.1") -> str:
         at = f"{user}@" if user else ""
         return f"nbds://{at}{host}:{self.port}/{SECRET}{query}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def served(base: Path, kind: str) -> Iterator[Served]:

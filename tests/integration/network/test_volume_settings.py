@@ -12,11 +12,10 @@ import pytest
 
 from tests.conftest import PoolMaker
 from tests.integration.cli.outcomes import refused
-from tests.integration.network.test_tls import free_port
 from tests.support.client import NbdClient, NbdError
 from tests.support.libnbd import nbd
 from tests.support.pools import PoolRig
-from tests.support.tools import run
+from tests.support.tools import free_port, run
 
 STRANGER = 4711
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
