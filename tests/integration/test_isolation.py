@@ -94,6 +94,7 @@ def test_a_grown_volume_does_not_show_what_was_cut_off(pool: PoolRig) -> None:
     with pool.connect("vol") as client:
         client.write(0, SECRET[:BLOCK] * 10)
         client.flush()
+    pool.await_released("vol")
     pool.cli("resize", "vol", str(3 * BLOCK + 512), "--shrink")
     pool.cli("resize", "vol", str(10 * BLOCK))
     with pool.connect("vol") as client:

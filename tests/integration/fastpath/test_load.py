@@ -94,6 +94,7 @@ class Administrator(threading.Thread):
             if turn % 2:
                 live.trim(0, live.size)
                 assert live.read_all() == bytes(live.size)
+        pool.await_released("r")
         pool.cli("rollback", "r", f"t{turn}", "--discard-current")
         with pool.connect("r") as rolled:
             assert rolled.read_all() == before
