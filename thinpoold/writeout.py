@@ -25,7 +25,8 @@ Invariants
 
 1. About the bound is unwritten at most, a sixteenth more for each volume, and for each
    volume that starts while others are over the bound no more than an equal share. Charges may be
-   more than what is unwritten; they are less by no more than the volumes' credits.
+   more than what is unwritten; they are less by no more than the volumes' credits, and what the
+   device itself zeroed or copied, for which the kernel's own bound has to do.
 2. A volume with less than an equal share of the bound never waits.
 3. Nobody waits unless the thread runs: it alone ends the waiting, which a flush may do as well.
 4. The thread never looks for errors: it works on a descriptor of its own, as whoever waits for
