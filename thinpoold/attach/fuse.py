@@ -8,6 +8,7 @@ an error of the daemon's comes late too. With no patience nbdfuse talks to the d
 Thread-safety: functions; the caller holds the records' lock.
 """
 
+import contextlib
 import os
 import subprocess
 import time
@@ -69,29 +70,43 @@ def attach(
             start_new_session=True,
             cwd="/",
         )
+    device: Path | None = None
     try:
         _wait_until_served(process, pid_file, log)
-        device = make_loop(file, read_only=read_only) or file
-    except BaseException:
-        _unmount(directory)
-        directory.rmdir()
+        device = make_loop(file, read_only=read_only)
+        attachment = Attachment(
+            kind=records.FUSE,
+            device=str(device or file),
+            pool=pool,
+            volume=volume,
+            uuid=uuid,
+            read_only=read_only,
+            pid=process.pid,
+            started=records.start_time(process.pid),
+            patience=patience,
+            file=str(file),
+        )
+        records.save(attachment)
+    except BaseException as error:
+        _take_back(process, file, device)
+        if isinstance(error, OSError):
+            raise AttachFailed(f"{error.filename or directory}: {error.strerror}") from None
         raise
-    attachment = Attachment(
-        kind=records.FUSE,
-        device=str(device),
-        pool=pool,
-        volume=volume,
-        uuid=uuid,
-        read_only=read_only,
-        pid=process.pid,
-        started=records.start_time(process.pid),
-        patience=patience,
-        file=str(file),
-    )
-    records.save(attachment)
     # It stays, and is nobody's to wait for.
     process.returncode = 0
     return attachment
+
+
+def _take_back(process: "subprocess.Popen[bytes]", file: Path, device: Path | None) -> None:
+    """Leave nothing of an attachment that failed but what nbdfuse said."""
+    with contextlib.suppress(AttachFailed, AttachRefused):
+        if device is not None:
+            _free_loop(BlockDevice(device.name), str(file))
+        _unmount(file.parent)
+    process.kill()
+    process.wait()
+    with contextlib.suppress(OSError):
+        file.parent.rmdir()
 
 
 def _wait_until_served(process: "subprocess.Popen[bytes]", pid_file: Path, log: Path) -> None:
@@ -114,10 +129,7 @@ def detach(attachment: Attachment) -> None:
     device = attachment.block_device
     # Somebody may have taken it away, and it may serve another file by now.
     if device is not None and loop_file(device) == attachment.file:
-        nbdclient.run([nbdclient.find("losetup", "mount"), "--detach", str(device.path)])
-        deadline = time.monotonic() + _SECONDS
-        while loop_file(device) and time.monotonic() < deadline:
-            time.sleep(_LOOK_AGAIN)
+        _free_loop(device, attachment.file)
     directory = Path(attachment.file).parent
     _unmount(directory)
     deadline = time.monotonic() + _SECONDS
@@ -159,6 +171,14 @@ def make_loop(file: Path, *, read_only: bool) -> Path | None:
         return None
     path = done.stdout.strip()
     return Path(path) if done.returncode == 0 and path else None
+
+
+def _free_loop(device: BlockDevice, file: str) -> None:
+    """Take a loop device off its file. Raises AttachFailed, AttachRefused."""
+    nbdclient.run([nbdclient.find("losetup", "mount"), "--detach", str(device.path)])
+    deadline = time.monotonic() + _SECONDS
+    while loop_file(device) == file and time.monotonic() < deadline:
+        time.sleep(_LOOK_AGAIN)
 
 
 def loop_devices() -> list[BlockDevice]:

@@ -3,6 +3,7 @@
 The kernel's nbd is tried in tests/uml.
 """
 
+import errno
 import os
 import shlex
 import subprocess
@@ -14,8 +15,8 @@ import pytest
 from tests.integration.cli.outcomes import refused, volume, wrong_usage
 from tests.support.pools import PoolRig
 from tests.support.tools import program, run
-from thinpoold.attach import records, verbs
-from thinpoold.attach.errors import AttachRefused
+from thinpoold.attach import fuse, records, verbs
+from thinpoold.attach.errors import AttachFailed, AttachRefused
 from thinpoold.paths import pool_paths
 
 needs_fuse = pytest.mark.skipif(
@@ -147,6 +148,36 @@ def test_what_cannot_be_made_anew_is_said_to_be_gone(attached: PoolRig, tmp_path
     assert shlex.split(remedy)[0] == "thinpool"
     attached.cli(*shlex.split(remedy)[3:])
     assert volume(attached, "v")["attached"] != []
+
+
+@needs_fuse
+def test_nothing_is_left_of_an_attachment_that_cannot_be_recorded(
+    pool: PoolRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.create("v", "32M")
+    served: list[records.Attachment] = []
+
+    def save(attachment: records.Attachment) -> None:
+        assert os.path.exists(attachment.device)
+        served.append(attachment)
+        raise OSError(errno.ENOSPC, "No space left on device", "/the/record")
+
+    monkeypatch.setattr(records, "save", save)
+    uuid = str(volume(pool, "v")["uuid"])
+    with pytest.raises(AttachFailed, match="/the/record: No space left"):
+        fuse.attach(
+            pool=str(pool.directory),
+            volume="v",
+            uuid=uuid,
+            uri=pool.uri("v"),
+            read_only=False,
+            patience=0,
+        )
+    (attachment,) = served
+    assert not attachment.is_kept
+    assert not Path(attachment.file).parent.exists()
+    assert attachment.file not in map(fuse.loop_file, fuse.loop_devices())
+    pool.await_released("v")
 
 
 @needs_fuse
