@@ -20,8 +20,8 @@ class Settle(Protocol):
     """Between getting everything ready and the work."""
 
     def __call__(self, new: int = 0) -> None:
-        """Has everything written out that earlier work left unwritten, and `new` bytes of free
-        memory ready: the page cache will take about as much more for this piece's data."""
+        """Has everything written out that earlier work left unwritten, and `new` bytes of memory
+        ready for the page cache: about as much more as this piece will take."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import mmap
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +26,8 @@ from .pieces import Effort, Figure, Piece
 from .sections import KINDS, Kind, Section
 
 BEGAN = time.monotonic()
+
+_WARMING = 128 << 10
 
 Values = list[float | None]  # one a round; None: failed, or not had
 
@@ -156,7 +158,7 @@ class Runner:
 
     def _settle(self, new: int = 0) -> None:
         write_out(self._scratch)
-        touch_free_memory(new)
+        warm_page_cache(self._scratch, new)
 
 
 def told(error: Exception) -> str:
@@ -177,18 +179,18 @@ def write_out(directory: Path) -> None:
         os.close(folder)
 
 
-def touch_free_memory(size: int) -> None:
-    """Writes to `size` bytes of memory that nothing uses, or to most of what there is of it.
+def warm_page_cache(directory: Path, size: int) -> None:
+    """Writes a file of `size` bytes under `directory` and deletes it, so that the page cache finds
+    memory next that was in use a moment ago.
 
-    A virtual machine's host may have taken free memory back: then the first to use it waits for the
-    host, for several times as long as a write into the page cache takes otherwise.
+    A virtual machine's host may have taken free memory back, and then each write to a page that is
+    new waits for the host. Other memory of the same size does not do: the page cache would be given
+    other pages.
     """
-    meminfo = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) << 10 for line in meminfo if line.startswith("MemFree:"))
-    size = min(size, free * 3 // 4)
-    if size > 0:
-        populated = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        mmap.mmap(-1, size, flags=populated).close()
+    piece = bytes(_WARMING)
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        for _ in range(size // _WARMING):
+            file.write(piece)
 
 
 def say(text: str) -> None:
