@@ -124,7 +124,12 @@ class Core:
         self._low = False
         # How often the timer has come round; it goes up while the pool is alive.
         self.ticks = 0
-        if metadata.needs_check and not read_only:
+        if not read_only:
+            self.check_marked()
+
+    def check_marked(self) -> None:
+        """Take no writes if the metadata is marked as in need of a check."""
+        if self.metadata.needs_check:
             self.modes.begin_read_only(
                 "its metadata needs a check: 'thinpool check --clear-needs-check'"
             )

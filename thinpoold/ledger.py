@@ -50,9 +50,44 @@ from thinpoold.ledger_format import (
     read,
 )
 
-__all__ = ["NO_STATE", "Entry", "Found", "Guest", "Ledger", "Mark", "State", "name_digest"]
+__all__ = [
+    "NO_STATE",
+    "Entry",
+    "Found",
+    "Guest",
+    "Ledger",
+    "Mark",
+    "State",
+    "name_digest",
+    "other_commit",
+    "read",
+]
 
 _STEP: Final = 64 << 10
+
+
+def other_commit(generation: int, found: Found) -> str:
+    """Return why a store's commit is not the pool's last; '' if it is, as far as is known.
+
+    LMDB has two meta pages, and takes the one that says to be newer: a flipped bit makes it open
+    the commit before, or lets the number jump. Of a process that died, the ledger may not know the
+    last commit yet.
+    """
+    if found.state is None or not found.generation:
+        return ""
+    if generation < found.generation:
+        return (
+            f"metadata.lmdb opens at commit {generation}, but the pool made commit "
+            f"{found.generation}: its newest page is damaged, or it is an older copy; what is "
+            "there can be read, and 'thinpool export-metadata' saves it"
+        )
+    if found.died and generation > found.generation + 1:
+        return (
+            f"metadata.lmdb opens at commit {generation}, but the pool's last was "
+            f"{found.generation}: its newest page is damaged, or it is not of this pool; what is "
+            "there can be read, and 'thinpool export-metadata' saves it"
+        )
+    return ""
 
 
 class Ledger:

@@ -71,6 +71,11 @@ class Modes:
             self.mode, self.reason = Mode.READ_ONLY, reason
             self.lost_data = lost_data
 
+    def look(self) -> None:
+        """The pool is looked at; say what it would do if it was opened."""
+        with self._changed:
+            self.mode, self.reason = Mode.WRITE, ""
+
     @property
     def takes_writes(self) -> bool:
         """Whether mapped blocks may be written."""

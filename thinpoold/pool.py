@@ -32,7 +32,7 @@ from thinpoold.deletion import Deletion
 from thinpoold.device import DataDevice
 from thinpoold.direct import DirectDevice
 from thinpoold.errors import DeviceError, LossNotAccepted, ThinPoolError
-from thinpoold.ledger import Found, Guest, Ledger, State
+from thinpoold.ledger import Guest, Ledger, State, other_commit
 from thinpoold.losses import Losses
 from thinpoold.make import create_pool
 from thinpoold.openers import Openers
@@ -102,16 +102,19 @@ class Pool:
         cache_bytes: int | None = None,
         serving: bool = False,
         checked: bool = False,
+        looking: bool = False,
     ) -> Pool:
         """Open the pool in `directory`.
 
         `lock_fd` holds the pool's lock already, and stays the caller's; without it the lock is
         taken. `cache_bytes` bounds the metadata cache. `serving` opens the data device as the
         setting `cache` says; a command does without a cache. `checked`: the metadata, if it was
-        marked as in need of a check, is so no more, from the next commit on. Raises `PoolLocked`,
-        `NoSuchPool`, `DeviceError`, `NotRecovered`, errors of the metadata.
+        marked as in need of a check, is so no more, from the next commit on. `looking`: read-only,
+        the last commit as it is; the mode is the one that the pool would be opened in. Raises
+        `PoolLocked`, `NoSuchPool`, `DeviceError`, `NotRecovered`, errors of the metadata.
         """
         paths = pool_paths(directory).require_pool()
+        read_only = read_only or looking
         with ExitStack() as undo:
             own_lock = None
             if lock_fd is None:
@@ -136,7 +139,7 @@ class Pool:
             if checked:
                 metadata.set_needs_check(False)
             freed: Ranges = []
-            older = _is_older(metadata.generation, ledger.found)
+            older = other_commit(metadata.generation, ledger.found)
             read_only = read_only or bool(older)
             if not read_only:
                 device.ledger = ledger
@@ -159,6 +162,9 @@ class Pool:
                 read_only=read_only,
             )
             pool.core.reclaimer.add(freed)
+            if looking:
+                pool.core.modes.look()
+                pool.core.check_marked()
             if older:
                 # Whoever flushes must know.
                 pool.core.modes.begin_read_only(older, lost_data=True)
@@ -320,29 +326,6 @@ class Pool:
             if record.reserve:
                 own = self.metadata.exclusive_blocks(record.dev_id)
                 self.core.reservations.promise(record.uuid, -(-record.reserve // size), own)
-
-
-def _is_older(generation: int, found: Found) -> str:
-    """Why the store's commit is not the pool's last; '' if it is, as far as is known.
-
-    LMDB has two meta pages, and takes the one that says to be newer: a bit of that which is flipped
-    makes it open the commit before, or lets its number jump. The ledger may not know of a commit
-    that was being made when the process died.
-    """
-    if found.state is None or not found.generation:
-        return ""
-    if generation < found.generation:
-        return (
-            f"metadata.lmdb opens at commit {generation}, but the pool made commit "
-            f"{found.generation}: its newest page is damaged, or it is an older copy; what is "
-            "there is shown, and 'thinpool export-metadata' saves it"
-        )
-    if found.died and generation > found.generation + 1:
-        return (
-            f"metadata.lmdb opens at commit {generation}, but the pool made commit "
-            f"{found.generation} last: its newest page is damaged, or it is of another pool"
-        )
-    return ""
 
 
 def _note(ledger: Ledger, state: State) -> None:
