@@ -197,7 +197,7 @@ def _set_up_log() -> None:
 @reported
 def list_exports(readonly: int, is_tls: int) -> list[tuple[str, str]]:
     peer = peers.current(is_tls)
-    with _pool.core.lock:
+    with _pool.looking():
         size = _pool.core.block_size
         return [
             (
@@ -215,7 +215,7 @@ def list_exports(readonly: int, is_tls: int) -> list[tuple[str, str]]:
 def default_export(readonly: int, is_tls: int) -> str:
     # With one volume nobody need name it; with several none is the default.
     peer = peers.current(is_tls)
-    with _pool.core.lock:
+    with _pool.looking():
         names = [one.name for one in _pool.registry if access.allows(one.allow, peer)]
     return names[0] if len(names) == 1 else ""
 

@@ -7,6 +7,8 @@ Invariants
 
 1. Names are unique; so are uuids and device ids.
 2. The registry shows the open transaction; after that was abandoned, `load` shows the last commit.
+3. What the last commit does not hold yet is `pending`, with the number of the change that made it:
+   nobody is shown that, or let in on the strength of it (`Pool.open_volume`, `Pool.looking`).
 
 Thread-safety: the caller holds the metadata lock.
 """
@@ -98,6 +100,9 @@ class Registry:
         self._records = records
         self._by_uuid: dict[bytes, VolumeRecord] = {}
         self._by_name: dict[str, VolumeRecord] = {}
+        # The number of the last change, and what no commit holds yet, by the change that made it.
+        self.number = 0
+        self._pending: dict[bytes, int] = {}
         self.load()
 
     def load(self) -> None:
@@ -105,6 +110,25 @@ class Registry:
         found = [VolumeRecord.unpack(*item) for item in self._records.records(TABLE)]
         self._by_uuid = {record.uuid: record for record in found}
         self._by_name = {record.name: record for record in found}
+        self._pending.clear()
+
+    def begin_change(self) -> None:
+        """What is put and removed from now on is one change."""
+        self.number += 1
+
+    def mark_pending(self, key: bytes) -> None:
+        """Something of the pool's records is changed."""
+        self._pending[key] = self.number
+
+    def committed(self, number: int) -> None:
+        """The changes up to this one are durable."""
+        self._pending = {key: one for key, one in self._pending.items() if one > number}
+
+    def pending(self, key: bytes | None = None) -> int:
+        """The number of the change of a volume, or of the last, that no commit holds; or 0."""
+        if key is not None:
+            return self._pending.get(key, 0)
+        return max(self._pending.values(), default=0)
 
     def __len__(self) -> int:
         return len(self._by_uuid)
@@ -141,9 +165,11 @@ class Registry:
         self._records.put_record(TABLE, record.uuid, record.pack())
         self._by_uuid[record.uuid] = record
         self._by_name[record.name] = record
+        self.mark_pending(record.uuid)
 
     def remove(self, record: VolumeRecord) -> None:
         """Take a record out."""
         self._records.put_record(TABLE, record.uuid, None)
         del self._by_uuid[record.uuid]
         del self._by_name[record.name]
+        self.mark_pending(record.uuid)

@@ -30,7 +30,7 @@ def status(pool: Pool) -> Fact:
     """Say how the pool is."""
     core = pool.core
     file_size, deleting = pool.store.file_size(), len(noted(pool.store))
-    with core.lock:
+    with pool.looking():
         metadata, size = pool.metadata, core.block_size
         return {
             "name": pool.record.name,
@@ -67,14 +67,14 @@ def data_space(pool: Pool) -> Fact:
 
 def list_volumes(pool: Pool) -> Fact:
     """List the volumes, by name."""
-    with pool.core.lock:
+    with pool.looking():
         records = list(pool.registry)
     return {"volumes": describe(pool, records)}
 
 
 def tree(pool: Pool) -> Fact:
     """List the volumes under those they were snapshotted from."""
-    with pool.core.lock:
+    with pool.looking():
         records = list(pool.registry)
     facts = describe(pool, records)
     nodes = {
@@ -90,7 +90,7 @@ def tree(pool: Pool) -> Fact:
 
 def info(pool: Pool, name: str) -> Fact:
     """Say everything about one volume."""
-    with pool.core.lock:
+    with pool.looking():
         record = pool.registry.get(name)
         snapshots = [one.name for one in pool.registry if one.origin == record.uuid]
         details = pool.metadata.details(record.dev_id)
@@ -114,7 +114,7 @@ def find(pool: Pool, uuid: str) -> Fact:
         key = uuids.UUID(uuid).bytes
     except ValueError:
         raise NoSuchVolume(f"{uuid[:40]!r} is no uuid of a volume") from None
-    with pool.core.lock:
+    with pool.looking():
         record = pool.registry.by_uuid(key)
     if record is None:
         raise NoSuchVolume(f"the volume with uuid {uuid} is gone")

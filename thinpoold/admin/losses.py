@@ -24,7 +24,7 @@ def accept_loss(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact
     """
     core = pool.core
     names = list(dict.fromkeys(names))
-    with core.lock:
+    with pool.looking():
         records = [pool.registry.get(name) for name in names]
     for record in records:
         if not core.ledger.lost(record.uuid):
@@ -33,7 +33,8 @@ def accept_loss(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact
             )
     losses = {record.name: core.losses.of(record.uuid) for record in records}
     if not dry_run:
-        with pool.changing():
+        with pool.changing() as begin:
+            begin()
             for record in records:
                 pool.put_volume(dataclasses.replace(record))
         for record in records:

@@ -27,18 +27,20 @@ def snapshot(pool: Pool, pairs: Sequence[Sequence[str]], read_only: bool = False
     """Make snapshots, each pair an origin and a new name, of one instant.
 
     Raises `NoSuchVolume`, `VolumeExists`, `InvalidName`, `NoSpace` where a reservation could not be
-    kept.
+    kept, `NoMetadataSpace` where the format has no room for more.
     """
     names = [name for _, name in pairs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise VolumeExists(f"{twice!r} is named twice: each snapshot needs a name of its own")
     made = []
-    with pool.changing(quiet=[origin for origin, _ in pairs]):
+    with pool.changing(quiet=[origin for origin, _ in pairs]) as begin:
         for name in names:
             pool.registry.check_free(name)
         origins = [pool.registry.get(origin) for origin, _ in pairs]
         _check_reservations(pool, origins)
+        pool.metadata.check_room(devices=len(names), snapshots=len(names))
+        begin()
         for origin, name in zip(origins, names, strict=True):
             made.append(_snapshot(pool, origin, name, read_only=read_only))
     return {"volumes": describe(pool, made)}
@@ -61,7 +63,7 @@ def begin_rollback(
     if name == snapshot:
         raise UserError(f"{name!r} cannot be rolled back to itself: name one of its snapshots")
     kept = None
-    with pool.changing(quiet=[snapshot]):
+    with pool.changing(quiet=[snapshot]) as begin:
         volume, source = pool.registry.get(name), pool.registry.get(snapshot)
         clients = pool.clients(volume.uuid)
         if clients:
@@ -70,6 +72,8 @@ def begin_rollback(
             )
         _check_reservations(pool, [volume, source])
         metadata = pool.metadata
+        metadata.check_room(devices=1, snapshots=1)
+        begin()
         old, new = volume.dev_id, metadata.new_device_id()
         metadata.create_snapshot(new, source.dev_id)
         _now_shared(pool, source)

@@ -27,8 +27,9 @@ def create(pool: Pool, name: str, size: int, read_only: bool = False, reserve: i
     if reserve < 0 or reserve % SECTOR:
         raise InvalidSize(f"reserve {reserve} will not do: it must be a multiple of {SECTOR} bytes")
     blocks = -(-reserve // core.block_size)
-    with pool.changing():
+    with pool.changing() as begin:
         pool.registry.check_free(name)
+        pool.metadata.check_room(devices=1, snapshots=0)
         if blocks:
             core.give_back_ahead()
         free = max(0, pool.metadata.data_free - core.reservations.owed())
@@ -37,6 +38,7 @@ def create(pool: Pool, name: str, size: int, read_only: bool = False, reserve: i
                 f"cannot reserve {exact_size(reserve)}: {exact_size(free * core.block_size)}"
                 " are free and not promised yet; grow the pool"
             )
+        begin()
         dev_id = pool.metadata.new_device_id()
         pool.metadata.create_thin(dev_id)
         record = new_record(name, dev_id, size, read_only=read_only, reserve=reserve)
@@ -51,7 +53,8 @@ def resize(pool: Pool, name: str, size: int, shrink: bool = False) -> Fact:
     What a smaller volume leaves of its last block stays there, out of sight, and is zeroed when the
     volume grows over it: so until its commit neither way changes what a crash would bring back.
 
-    Raises `NoSuchVolume`, `InvalidSize`, `VolumeInUse` when an open volume would shrink.
+    Raises `NoSuchVolume`, `InvalidSize`, `VolumeInUse` when an open volume would shrink, `NoSpace`
+    without address space for the larger volume's mapping table.
     """
     check_volume_size(size, pool.core.block_size)
     volume = pool.open_volume(name)
@@ -63,13 +66,16 @@ def resize(pool: Pool, name: str, size: int, shrink: bool = False) -> Fact:
             )
         if size > volume.size:
             discard.zero_beyond_end(volume)
-        with pool.changing(quiet=[name]):
+        with pool.changing(quiet=[name]) as begin:
             record = pool.registry.get(name)
             if size < record.size:
                 _check_closed(pool, record.uuid, name, but_for=1)
+            table = volume.table_for(size)
+            begin()
+            if size < record.size:
                 discard.remove(volume, -(-size // pool.core.block_size), volume.blocks)
             changed = dataclasses.replace(record, size=size)
-            pool.put_volume(changed)
+            pool.put_volume(changed, table)
     finally:
         pool.close_volume(volume)
     return describe(pool, [changed])[0]
@@ -77,10 +83,11 @@ def resize(pool: Pool, name: str, size: int, shrink: bool = False) -> Fact:
 
 def rename(pool: Pool, old: str, new: str) -> Fact:
     """Give a volume another name. Raises `NoSuchVolume`, `VolumeExists`, `InvalidName`."""
-    with pool.changing(quiet=[old]):
+    with pool.changing(quiet=[old]) as begin:
         record = pool.registry.get(old)
         if new != old:
             pool.registry.check_free(new)
+        begin()
         changed = dataclasses.replace(record, name=new)
         pool.put_volume(changed)
     return describe(pool, [changed])[0]
@@ -101,14 +108,13 @@ def begin_delete(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Cal
     if dry_run:
         would = _fact_of_deletion(pool, names, _would_free(pool, names), dry_run=True)
         return lambda: would
-    with pool.changing():
+    with pool.changing() as begin:
         records = [pool.registry.get(name) for name in names]
         for record in records:
             _check_closed(pool, record.uuid, record.name)
+        begin()
         for record in records:
-            pool.registry.remove(record)
-            pool.deletion.add(record.dev_id)
-            pool.core.reservations.promise(record.uuid, 0)
+            pool.remove_volume(record)
     for record in records:
         pool.core.ledger.remove(record.uuid)
         pool.core.losses.forget(record.uuid)
@@ -129,7 +135,7 @@ def _check_closed(pool: Pool, uuid: bytes, name: str, but_for: int = 0) -> None:
 
 def _would_free(pool: Pool, names: Sequence[str]) -> int:
     """Delete in memory alone, over the last commit, and return how many blocks that frees."""
-    with pool.core.lock:
+    with pool.looking():
         records = [pool.registry.get(name) for name in names]
         for record in records:
             _check_closed(pool, record.uuid, record.name)
