@@ -8,7 +8,6 @@ Thread-safety: any thread; one at a time.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from thinpoold.admin.facts import Fact, describe
@@ -35,8 +34,10 @@ def accept_loss(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact
     if not dry_run:
         with pool.changing() as begin:
             begin()
+            # Those that there are by now.
+            records = [pool.registry.get(name) for name in names]
             for record in records:
-                pool.put_volume(dataclasses.replace(record))
+                pool.put_volume(record.jumped())
         for record in records:
             core.ledger.accept(record.uuid)
             core.losses.forget(record.uuid)
