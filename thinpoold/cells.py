@@ -11,14 +11,19 @@ Invariants
 3. A thread holds at most one cell, and does not wait for another while it does: no deadlock.
 
 Reads, and writes in place, need no cell: what they see in the table stays true until a grace period
-of the gate has passed.
+of the gate has passed. So while a cell is held, nobody else may let others write its blocks in
+place: its holder is copying what they would write. `Volume.fill` asks `covering` before it does.
 
-Thread-safety: any thread. `_lock` guards `_line`.
+Thread-safety: any thread. `_lock` guards `_line`; `covering` reads it without.
 """
 
 from __future__ import annotations
 
 import threading
+from typing import TypeAlias
+
+Cell: TypeAlias = tuple[int, int]
+"""Virtual blocks begin..end-1, as (begin, end)."""
 
 
 class Cells:
@@ -29,13 +34,13 @@ class Cells:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         # Held and awaited ranges, in the order of their coming.
-        self._line: list[tuple[int, int]] = []
+        self._line: list[Cell] = []
 
     def hold(self, begin: int, end: int) -> _Holding:
         """Hold virtual blocks begin..end-1 for the context."""
         return _Holding(self, (begin, end))
 
-    def acquire(self, cell: tuple[int, int]) -> None:
+    def acquire(self, cell: Cell) -> None:
         """Wait until the cell is held. A fresh tuple each time: it is found again by identity."""
         line = self._line
         with self._lock:
@@ -43,7 +48,7 @@ class Cells:
             if len(line) > 1:
                 self._wait(cell)
 
-    def release(self, cell: tuple[int, int]) -> None:
+    def release(self, cell: Cell) -> None:
         """Let go of a cell that is held."""
         line = self._line
         with self._lock:
@@ -52,7 +57,18 @@ class Cells:
             else:
                 self._drop(cell)
 
-    def _wait(self, cell: tuple[int, int]) -> None:
+    def covering(self, begin: int, end: int) -> list[Cell]:
+        """Cells, held or awaited, that overlap virtual blocks begin..end-1.
+
+        With the metadata lock held, it has every cell whose holder has looked at the metadata: a
+        cell is in the line before its holder takes that lock.
+        """
+        line = self._line
+        if not line:
+            return []
+        return [cell for cell in tuple(line) if cell[0] < end and begin < cell[1]]
+
+    def _wait(self, cell: Cell) -> None:
         try:
             while self._is_behind_another(cell):
                 self._changed.wait()
@@ -60,7 +76,7 @@ class Cells:
             self._drop(cell)
             raise
 
-    def _is_behind_another(self, cell: tuple[int, int]) -> bool:
+    def _is_behind_another(self, cell: Cell) -> bool:
         begin, end = cell
         for other in self._line:
             if other is cell:
@@ -69,7 +85,7 @@ class Cells:
                 return True
         return False
 
-    def _drop(self, cell: tuple[int, int]) -> None:
+    def _drop(self, cell: Cell) -> None:
         for place, other in enumerate(self._line):
             if other is cell:
                 del self._line[place]
@@ -83,7 +99,7 @@ class _Holding:
 
     __slots__ = ("_cell", "_cells")
 
-    def __init__(self, cells: Cells, cell: tuple[int, int]) -> None:
+    def __init__(self, cells: Cells, cell: Cell) -> None:
         self._cells = cells
         self._cell = cell
 

@@ -97,7 +97,7 @@ class Core:
             release=self._release,
         )
         self.timer = Timer("commit", self._tick, INTERVAL_SECONDS)
-        self.reclaim_timer = Timer("reclaim", self.reclaimer.drain, None)
+        self.reclaim_timer = Timer("reclaim", self._reclaim, None)
         self._change = _Change(self, noted=False)
         self._noted_change = _Change(self, noted=True)
         # What broke the open transaction, and whether it holds anything that `recent` does not
@@ -312,11 +312,28 @@ class Core:
 
     # --- threads --------------------------------------------------------------------------------
 
-    def _synchronize(self) -> None:
+    def end_sharing(self, *, wait: bool = True) -> None:
+        """What commits have left to one owner may be written in place after a grace period.
+
+        Without `wait`, only if none has to be waited for.
+        """
         with self.lock:
+            ended = self.unshared.durable
+        if ended:
+            self._synchronize(wait=wait)
+
+    def _synchronize(self, *, wait: bool = True) -> None:
+        """A grace period: all requests end that may have seen a mapping from before the call."""
+        with self.lock:
+            ended = self.unshared.durable
             volumes = list(self.volumes.values())
-        for volume in volumes:
-            volume.gate.synchronize()
+        if all(volume.gate.synchronize(wait=wait) for volume in volumes):
+            with self.lock:
+                self.unshared.release(ended)
+
+    def _reclaim(self) -> None:
+        self.reclaimer.drain()
+        self.end_sharing()
 
     def _tick(self) -> None:
         self.ticks += 1

@@ -97,8 +97,11 @@ class Gate:
             with self._changed:
                 self._open()
 
-    def synchronize(self) -> None:
-        """Wait until every request that is inside now has left."""
+    def synchronize(self, *, wait: bool = True) -> bool:
+        """Wait until every request that is inside now has left.
+
+        Without `wait`, of those that come through Python: return whether none is inside.
+        """
         if self._beside is not None:
             # Requests come through Python for that moment.
             with _closed(self._beside):
@@ -110,9 +113,12 @@ class Gate:
             try:
                 # A copy: requests come and go while we look.
                 while any(epoch < now for epoch in self._inside.copy().values()):
+                    if not wait:
+                        return False
                     self._changed.wait()
             finally:
                 self._watchers -= 1
+        return True
 
     def _open(self) -> None:
         self._closed = False

@@ -9,7 +9,8 @@ touched. It is a cache and a narrow interface: the C filter reads the same memor
 Invariants
 
 1. An entry, when there is one, is what the metadata says; WRITABLE only while the data block is the
-   volume's alone and the pool takes writes. 'Unknown' is always right.
+   volume's alone and the pool takes writes, and it becomes so only where no other request's cell
+   covers the block. 'Unknown' is always right.
 2. Entries are stored under the metadata lock, together with the look-up or change they come from,
    so an older answer never overwrites a newer one. They are read without any lock, inside the gate.
 3. Where C reads, C stores (`store`): each entry at once. Python's own stores of several entries

@@ -146,6 +146,7 @@ class Pool:
         """Make everything durable, and reclaim what that frees. Raises as `Core.flush`."""
         self.core.flush()
         self.core.reclaimer.drain()
+        self.core.end_sharing(wait=False)
 
     def close(self) -> None:
         """Commit and close. What a commit raises is raised when all is closed."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from thinmeta.thin import Run
 from thinpoold import ahead
+from thinpoold.cells import Cell
 from thinpoold.core import Core
 from thinpoold.device import ZEROES, Buffer
 from thinpoold.modes import Mode
@@ -79,7 +80,7 @@ def write(volume: Volume, payload: Payload, offset: int, *, keep_holes: bool = F
     try:
         with core.lock:
             core.modes.check_writable()
-            olds, last = survey(volume, first, last)
+            olds, last = survey(volume, cell)
             if last == first:
                 return 0
             if keep_holes:
@@ -109,13 +110,14 @@ def write(volume: Volume, payload: Payload, offset: int, *, keep_holes: bool = F
         volume.cells.release(cell)
 
 
-def survey(volume: Volume, first: int, last: int) -> tuple[list[Run], int]:
-    """Look at virtual blocks first..last-1: which must be replaced, and where that ends.
+def survey(volume: Volume, cell: Cell) -> tuple[list[Run], int]:
+    """Look at the virtual blocks of a cell: which must be replaced, and where that ends.
 
     Returns the mapped runs that cannot be written in place, and the first block that can, which
-    goes into the table, or `last`. Lock held.
+    goes into the table, or the cell's end. Lock and cell held.
     """
     core, metadata = volume.core, volume.core.metadata
+    first, last = cell
     found: Iterable[Run]
     if last - first == 1:
         mapping = metadata.lookup(volume.dev_id, first)
@@ -128,7 +130,7 @@ def survey(volume: Volume, first: int, last: int) -> tuple[list[Run], int]:
     for run in found:
         if core.may_write(run):
             # What follows may be in place as well, and is then no business of Python's any more.
-            volume.fill(run.begin, last)
+            volume.fill(run.begin, last, cell)
             volume.table.set_run(run.begin, run.data_begin, run.length, writable=True)
             return olds, run.begin
         olds.append(run)

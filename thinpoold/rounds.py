@@ -68,13 +68,14 @@ class Rounds:
             with core.lock:
                 freed = core.metadata.committed(frozen)
                 core.unshared.committed()
+                ended = bool(core.unshared.durable)
         except BaseException as error:
             # Whatever it was, the frozen transaction will never be written.
             if core.broken_by is not None or not core.modes.lost_data:
                 self.abandon(error)
             raise
-        if freed:
-            core.reclaimer.add(freed)
+        core.reclaimer.add(freed)
+        if freed or ended:
             core.reclaim_timer.kick()
 
     def _check_dirty(self) -> bool:

@@ -6,9 +6,13 @@ bring the last commit back, where both own it, and the one that gave it up would
 new bytes. So until the commit that makes the giving up durable, such a block still counts as
 shared: the owner that is left copies it once more.
 
-Kept as disjoint ranges of data blocks, those of the open transaction and those of the one being
-committed. A deleted volume gives up its blocks after the commit that made it nobody's (`deletion`),
-so they are not among them.
+Nor may it be written in place before a grace period has passed after that commit: a request of the
+one that gave it up may have looked its mapping up before, and be reading it still.
+
+Kept as disjoint ranges of data blocks: those of the open transaction, those of the one being
+committed, and those of commits whose grace period is not over. A deleted volume gives up its blocks
+after the commit that made it nobody's, and has no requests (`deletion`), so they are not among
+them.
 
 Thread-safety: the caller holds the metadata lock.
 """
@@ -49,11 +53,13 @@ class Ranges:
 
 
 class Unshared:
-    """The blocks of the open and of the frozen transaction."""
+    """The blocks of the open and of the frozen transaction, and of commits before."""
 
     def __init__(self) -> None:
         self._open = Ranges()
         self._frozen = Ranges()
+        # Of durable commits, until `release`.
+        self._durable: tuple[Ranges, ...] = ()
 
     def add(self, begin: int, count: int) -> None:
         """An owner of these data blocks, which others own as well, has given them up."""
@@ -61,10 +67,12 @@ class Unshared:
 
     def holds(self, begin: int, count: int) -> bool:
         """Whether any of these data blocks still counts as shared."""
-        if not self._open and not self._frozen:
+        if not self._open and not self._frozen and not self._durable:
             return False
         end = begin + count
-        return self._open.overlaps(begin, end) or self._frozen.overlaps(begin, end)
+        return any(
+            ranges.overlaps(begin, end) for ranges in (self._open, self._frozen, *self._durable)
+        )
 
     def freeze(self) -> None:
         """The open transaction is being committed."""
@@ -72,7 +80,18 @@ class Unshared:
 
     def committed(self) -> None:
         """The frozen transaction is durable."""
+        if self._frozen:
+            self._durable += (self._frozen,)
         self._frozen = Ranges()
+
+    @property
+    def durable(self) -> tuple[Ranges, ...]:
+        """What waits for the end of a grace period."""
+        return self._durable
+
+    def release(self, durable: tuple[Ranges, ...]) -> None:
+        """A grace period has passed since `durable` was this."""
+        self._durable = tuple(one for one in self._durable if not any(one is it for it in durable))
 
     def abandon(self) -> None:
         """The last commit is what counts again, with all it shares."""

@@ -12,6 +12,8 @@ Invariants
    begun again; a request is the same done twice.
 3. The table has an entry for every block of the volume, and requests past its end are refused
    before they look.
+4. A block's entry comes to say 'in place' by the hand of whoever holds the block's cell, or while
+   nobody holds or awaits one over it. Who copies a block relies on that.
 
 Thread-safety: any thread, unless a method says otherwise.
 """
@@ -22,9 +24,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from thinmeta.errors import NoDataSpace, ThinMetaError
+from thinmeta.thin import Run
 from thinpoold import provision
 from thinpoold.ahead import Ahead
-from thinpoold.cells import Cells
+from thinpoold.cells import Cell, Cells
 from thinpoold.core import Core, TransactionBroken
 from thinpoold.device import ZEROES
 from thinpoold.errnos import OutOfRange, ReadOnlyVolume
@@ -276,21 +279,48 @@ class Volume:
             self.fill(block, last)
             return self._entries[block]
 
-    def fill(self, block: int, last: int) -> None:
-        """Bring blocks block..last-1, and some that follow, into the table. Lock held."""
+    def fill(self, block: int, last: int, own: Cell | None = None) -> None:
+        """Bring blocks block..last-1, and some that follow, into the table. Lock held.
+
+        What others' cells cover comes in as shared: `own` is the caller's, who copies none of it.
+        """
         core = self.core
         end = min(max(last, block + FILL_BLOCKS), self.blocks)
         try:
             for number, run in enumerate(core.metadata.runs(self.dev_id, block, end)):
                 if number >= FILL_RUNS and run.begin >= last:
                     break
-                writable = core.may_write(run)
-                self.table.set_run(run.begin, run.data_begin, run.length, writable=writable)
+                if core.may_write(run):
+                    self._show_in_place(run, own)
+                else:
+                    self.table.set_run(run.begin, run.data_begin, run.length, writable=False)
         except ThinMetaError:
             # The damage may be beside what was asked for.
             mapping = core.metadata.lookup(self.dev_id, block)
             if mapping is not None:
                 self.table.set_run(block, mapping.data_block, 1, writable=False)
+
+    def _show_in_place(self, run: Run, own: Cell | None) -> None:
+        """Let a run be written in place, but for what others' cells cover. Lock held.
+
+        Their holders may be copying a block that was shared when they looked: what was written into
+        it now would not be in the copy that takes its place.
+        """
+        at, end = run.begin, run.begin + run.length
+        step = run.data_begin - run.begin
+        for cell in sorted(self.cells.covering(at, end)):
+            begin, stop = cell
+            if cell is own or stop <= at:
+                continue
+            if at < begin:
+                self.table.set_run(at, at + step, begin - at, writable=True)
+            for block in range(max(at, begin), min(stop, end)):
+                # What is there already its holder has stored, or it was in place before.
+                if not self._entries[block]:
+                    self.table.set_run(block, block + step, 1, writable=False)
+            at = max(at, stop)
+        if at < end:
+            self.table.set_run(at, at + step, end - at, writable=True)
 
     def write(self, payload: Payload, offset: int, *, keep_holes: bool = False) -> None:
         """Write a payload, inside the gate; with `keep_holes` zeroes leave holes alone."""

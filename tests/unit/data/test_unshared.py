@@ -31,11 +31,30 @@ def test_blocks_stay_through_the_commit_that_is_under_way() -> None:
     assert unshared.holds(20, 1)
     assert not unshared.holds(15, 5)
     unshared.committed()
+    assert unshared.holds(14, 1)
+    unshared.release(unshared.durable)
     assert not unshared.holds(14, 1)
     assert unshared.holds(20, 1)
     unshared.freeze()
     unshared.committed()
+    unshared.release(unshared.durable)
     assert not unshared.holds(20, 1)
+
+
+def test_a_grace_period_ends_the_time_of_those_who_were_there_when_it_began() -> None:
+    unshared = Unshared()
+    unshared.add(1, 1)
+    unshared.freeze()
+    unshared.committed()
+    before = unshared.durable
+    unshared.add(2, 1)
+    unshared.freeze()
+    unshared.committed()
+    unshared.release(before)
+    # Of two who wait for a grace period, the second may be done later.
+    unshared.release(before)
+    assert not unshared.holds(1, 1)
+    assert unshared.holds(2, 1)
 
 
 def test_an_abandoned_transaction_takes_its_blocks_along() -> None:
