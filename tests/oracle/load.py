@@ -90,7 +90,8 @@ class Load:
         # Those without clients, which an administrator may delete at any time.
         self.idle: dict[str, Pieces] = {}
         self._writers = 0
-        self._focus = 0
+        self._focus, self._step = 0, 1
+        self._ahead: Member | None = None
         # Two connections: one commits, one does all else.
         self._committer = pool.rpc()
         self._commit: int | None = None
@@ -143,8 +144,9 @@ class Load:
         """One generation. Raises `Wrong`."""
         snap = self._snapshot_of(self.main)
         both = [self.main, snap]
-        for focus in range(1, self.shape.hot_blocks + 1):
-            self._focus = focus
+        self._draw_way(both)
+        for number in range(1, self.shape.hot_blocks + 1):
+            self._focus = number if self._step > 0 else self.shape.hot_blocks + 1 - number
             self._run(both)
         self._finish()
         for member in both:
@@ -152,6 +154,18 @@ class Load:
         self._compare(both)
         self._part(snap)
         self.counts.generations += 1
+
+    def _draw_way(self, both: list[Member]) -> None:
+        """Up or down, side by side or one ahead: who follows finds blocks that are its alone."""
+        self._step = self.rng.choice([1, -1])
+        self._ahead = self.rng.choice([None, *both])
+
+    def _block(self, member: Member) -> int:
+        """A block that the member writes now."""
+        away = self.rng.randrange(self.shape.width)
+        if self._ahead is not None and member is not self._ahead:
+            away -= 1
+        return min(max(self._focus + away * self._step, 1), self.shape.hot_blocks)
 
     def _run(self, members: list[Member]) -> None:
         """The requests of one focus; what is under way in the end stays so."""
@@ -272,20 +286,21 @@ class Load:
         rng, shape = self.rng, self.shape
         kind = rng.random()
         size = shape.block_sectors
-        # Who writes less in a generation has more of its blocks to break the sharing of.
-        block = min(self._focus + rng.randrange(shape.width), shape.hot_blocks)
+        block = self._block(member)
         if kind < 0.62:
             count, step = (PIECE, PIECE) if kind < 0.5 else (1, 1)
             first = block * size + rng.randrange(size // step) * step
             flags = FUA if rng.random() < 0.03 else 0
             if self._try(member, client, first, count, flags):
                 return
-        elif kind < 0.68:
-            # Over the end of a block, into the next.
-            first = (block + 1) * size - rng.randrange(1, 64 // PIECE + 1) * PIECE
+        elif kind < 0.70:
+            # Over the end of a block, into the next; one of them may not have been come to yet.
+            first = (max(block, 2) + rng.randrange(2)) * size - rng.randrange(
+                1, 64 // PIECE + 1
+            ) * PIECE
             if self._try(member, client, first, rng.randrange(2, 17) * PIECE, 0):
                 return
-        elif kind < 0.71:
+        elif kind < 0.72:
             first = block * size + rng.randrange(size // PIECE) * PIECE
             if member.pieces.is_free(first, PIECE):
                 self._zero(member, client, first, PIECE, NO_HOLE if rng.random() < 0.5 else 0)

@@ -9,6 +9,7 @@ Thread-safety: none; one thread.
 from __future__ import annotations
 
 import contextlib
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,10 +40,15 @@ class Configuration:
     def shape(self) -> Shape:
         return LARGE if self.large else SMALL
 
-    def make(self, pool: PoolRig) -> None:
-        """Make the pool, and serve it."""
-        size, block = ("256M", "1M") if self.large else ("64M", "64K")
-        pool.init(size, block_size=block, cache=self.cache)
+    def make(self, pool: PoolRig, *, roomy: bool) -> None:
+        """Make the pool, and serve it.
+
+        In a small one data blocks are soon used again; in a roomy one volumes allocate ahead, and
+        virtual blocks lie in runs.
+        """
+        block = "1M" if self.large else "64K"
+        sizes = ("256M", "16G") if self.large else ("64M", "1G")
+        pool.init(sizes[roomy], block_size=block, cache=self.cache)
         way = "on" if self.fastpath else "off"
         pool.start("--threads", str(self.threads), "--fastpath", way)
 
@@ -75,7 +81,7 @@ def run_round(
 
     The pool is the caller's to dispose of.
     """
-    configuration.make(pool)
+    configuration.make(pool, roomy=random.Random(seed).random() < 0.5)
     load = Load(pool, seed, configuration.shape)
 
     def facts() -> str:
