@@ -10,14 +10,17 @@ Only reads; any thread.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from thinmeta.check import Problem
 from thinmeta.errors import Corrupt, StoreError, UnsupportedFormat
 from thinmeta.store.protocol import BlockStore
 from thinmeta.thin import ThinMetadata
 from thinpoold import deletion, pool_record
-from thinpoold.errors import UserError
+from thinpoold.errors import DeviceError, UserError
+from thinpoold.ledger import State, other_commit, read
 from thinpoold.names import check_name
+from thinpoold.paths import PoolPaths
 from thinpoold.sizes import check_volume_size
 from thinpoold.volumes import TABLE, VolumeRecord
 
@@ -38,6 +41,24 @@ def audit(store: BlockStore) -> list[Problem]:
             return [_problem(damage, "records")]
         finally:
             metadata.close()
+
+
+def last_commit(store: BlockStore, paths: PoolPaths, *, running: bool) -> list[Problem]:
+    """Return what is wrong if the store does not open at the pool's last commit."""
+    try:
+        value = store.record(pool_record.TABLE, pool_record.KEY)
+        if value is None:
+            return []
+        found = read(paths.ledger, pool_record.PoolRecord.unpack(value).uuid)
+    except (*_DAMAGE, DeviceError):
+        # The record's damage is told by others.
+        return []
+    if running:
+        # Commits go on; only one that is gone can be told.
+        found = replace(found, state=State.CLEAN)
+    # Asked after the ledger was read, which never names a commit that is not there yet.
+    problem = other_commit(store.generation, found)
+    return [Problem("store", paths.metadata.name, problem)] if problem else []
 
 
 def _pool(metadata: ThinMetadata) -> Iterator[Problem]:

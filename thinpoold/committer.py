@@ -9,8 +9,9 @@ Invariants
 
 1. `flush` returns after a round that began after it was called.
 2. One round runs at a time.
-3. A round that raises raises for all who waited for it. A flush never succeeds on the strength of a
-   round that failed.
+3. A round that raises raises for all who waited for it, but for one that raises `Kept`: then those
+   who asked for no commit have what they asked for. Else a flush never succeeds on the strength of
+   a round that failed.
 
 A timer runs a round each second while there is something to commit; it goes through `flush` as
 everybody does.
@@ -23,10 +24,21 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 1.0
+
+T = TypeVar("T")
+
+
+class Kept(Exception):  # noqa: N818 - says what became of it
+    """A round made everything durable that clients did, but no commit, for `cause`."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 class _Round:
@@ -65,8 +77,24 @@ class Committer:
                 self._next = _Round()
         if not mine.done:
             self._lead(mine)
-        if mine.error is not None:
-            raise _again(mine.error)
+        error = mine.error
+        if isinstance(error, Kept):
+            error = error.cause if whole else None
+        if error is not None:
+            raise _again(error)
+
+    def alone(self, act: Callable[[], T]) -> T:
+        """Do something while no round runs."""
+        with self._changed:
+            while self._leading:
+                self._changed.wait()
+            self._leading = True
+        try:
+            return act()
+        finally:
+            with self._changed:
+                self._leading = False
+                self._changed.notify_all()
 
     def _lead(self, mine: _Round) -> None:
         error: Exception | None = RuntimeError("the commit was interrupted")

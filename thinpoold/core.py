@@ -9,8 +9,8 @@ Invariants
 2. Only a round (`rounds`) abandons the open transaction, so nobody pulls it from under a commit
    that is being written. A change that failed half way marks it (`changing`), which stops
    everything until a round has abandoned it.
-3. After the open transaction was abandoned the pool takes no more writes, and every flush fails:
-   writes that were answered, and not flushed, are lost, and whoever waits for them must know.
+3. After the open transaction was abandoned the pool takes no more writes. Where something that was
+   answered is lost, every flush fails, and the ledger knows the volumes that it may be of.
 4. A table entry that may be written in place exists only while the mode takes writes.
 
 Thread-safety: any thread. `lock` guards the metadata, `unshared`, `reservations`, `volumes` and
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from thinmeta.errors import (
     AlreadyExists,
     Corrupt,
     NoDataSpace,
+    NoMetadataSpace,
     NotFound,
 )
 from thinmeta.thin import Run, ThinMetadata
@@ -38,6 +39,8 @@ from thinpoold.committer import INTERVAL_SECONDS, Committer, Timer
 from thinpoold.device import DataDevice
 from thinpoold.errors import ThinPoolError
 from thinpoold.fastlib import Library
+from thinpoold.ledger import Ledger
+from thinpoold.losses import Losses
 from thinpoold.modes import Mode, Modes
 from thinpoold.recent import RecentChanges
 from thinpoold.reclaim import Ranges, Reclaimer
@@ -70,11 +73,17 @@ class Core:
         settings: Settings,
         *,
         recent: RecentChanges | None = None,
+        ledger: Ledger | None = None,
+        losses: Losses | None = None,
         read_only: bool = False,
     ) -> None:
         self.metadata = metadata
         self.recent = recent or RecentChanges()
+        self.ledger = ledger or Ledger()
+        self.losses = losses or Losses()
         self.device = device
+        device.ledger = self.ledger
+        device.on_failure = self._device_failed
         self.settings = settings
         self.read_only = read_only
         self.block_size = metadata.data_block_sectors * SECTOR
@@ -88,7 +97,15 @@ class Core:
         self.fastpath: Library | None = None
         # Called with the lock held, after the open transaction was abandoned.
         self.on_abandon: Callable[[], None] = lambda: None
-        self.committer = Committer(Rounds(self).run)
+        # The virtual blocks of each device that is a volume, at the last commit.
+        self.sizes: Callable[[], Mapping[int, int]] = dict
+        # Called when the pool takes writes again.
+        self.on_resume: Callable[[], None] = lambda: None
+        # Why what is noted cannot be committed; None unless the pool waits for that (`rounds`).
+        self.suspended: Exception | None = None
+        self._resuming = _Patience()
+        self._rounds = Rounds(self)
+        self.committer = Committer(self._rounds.run)
         self.reclaimer = Reclaimer(
             device,
             self.block_size,
@@ -107,7 +124,12 @@ class Core:
         self._low = False
         # How often the timer has come round; it goes up while the pool is alive.
         self.ticks = 0
-        if metadata.needs_check and not read_only:
+        if not read_only:
+            self.check_marked()
+
+    def check_marked(self) -> None:
+        """Take no writes if the metadata is marked as in need of a check."""
+        if self.metadata.needs_check:
             self.modes.begin_read_only(
                 "its metadata needs a check: 'thinpool check --clear-needs-check'"
             )
@@ -133,7 +155,9 @@ class Core:
 
         Raises `DeviceError`, an error of the store, or `PoolStopped`.
         """
-        if not self.read_only:
+        if self.read_only:
+            self.modes.check_flushable()
+        else:
             self.committer.flush()
 
     def sync(self) -> None:
@@ -142,7 +166,9 @@ class Core:
         Where the notes of their changes say all there is to say, they are synced, and the timer
         commits later. Raises as `flush`.
         """
-        if not self.read_only:
+        if self.read_only:
+            self.modes.check_flushable()
+        else:
             self.committer.flush(whole=False)
 
     def commit_if_dirty(self) -> None:
@@ -341,8 +367,56 @@ class Core:
             with self.lock:
                 self.metadata.age(_IDLE_SECONDS)
             self.device.age()
-        if not self.modes.lost_data:
+        if self.suspended is not None:
+            self._resume()
+        elif not self.modes.lost_data:
+            if self.device.failed is not None:
+                self.flush()
             self.commit_if_dirty()
+
+    def _resume(self) -> None:
+        """Take writes again, if what made that impossible has ended."""
+        # What failed may have failed for good; only space comes back.
+        if isinstance(self.suspended, NoMetadataSpace) and self._resuming.over(
+            self.recent.free_bytes()
+        ):
+            self.resume()
+
+    def resume(self) -> None:
+        """Commit what waits for that, if there is any, and take writes again."""
+        # Nobody takes part in a round meanwhile.
+        if self.suspended is not None and self.committer.alone(self._rounds.resume):
+            # What began before, and found the pool read-only, has ended then.
+            self._synchronize()
+            with self.lock:
+                self.modes.resume("there is room again")
+            self.on_resume()
+
+    def _device_failed(self) -> None:
+        """The write-out was told of an error: have a round deal with it."""
+        self.timer.kick()
+
+
+class _Patience:
+    """When to try again what failed: after 1, 2, 4, .. ticks, or when there is more room."""
+
+    MOST = 32
+    MORE_BYTES = 1 << 20
+
+    def __init__(self) -> None:
+        self._wait = self._left = 1
+        self._free = 0
+
+    def over(self, free: int) -> bool:
+        """Another tick has passed, and so many bytes are free: whether to try."""
+        if free >= self._free + self.MORE_BYTES:
+            self._wait = self._left = 1
+        self._left -= 1
+        if self._left > 0:
+            return False
+        self._free = free
+        self._wait = self._left = min(2 * self._wait, self.MOST)
+        return True
 
 
 class _Change:

@@ -5,8 +5,9 @@ system's errno; a short read or write is continued.
 
 Invariants
 
-1. `flush` returns when everything written before it began is durable. After it failed, the kernel
-   may have thrown the data away, so nobody may try again and call it well.
+1. `flush` returns when everything written before it began is durable. After it, or the write-out,
+   has been told of an error, the kernel may have thrown the data away and will not say so again: no
+   flush succeeds any more, and the ledger knows it before whoever was told goes on.
 2. `is_zero` never errs on the side of zero: what it vouches for reads as zero now.
 3. Whoever opens a device holds a lock on it (flock, and O_EXCL on a block device), so two pools
    never share one.
@@ -18,14 +19,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import stat
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self, TypeAlias
 
-from thinpoold import fallocate
-from thinpoold.errors import DeviceError
+from thinpoold import fallocate, pagecache
+from thinpoold.errors import DeviceError, ThinPoolError
+from thinpoold.ledger import Ledger, State
 from thinpoold.writeout import WriteOut
+
+log = logging.getLogger(__name__)
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -59,7 +66,12 @@ class DataDevice:
         self.read_only = read_only
         self.regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self.size = self._find_size()
-        self.writeout = WriteOut(fd)
+        # Where errors are noted that the kernel tells once; the pool's, once it is open.
+        self.ledger = Ledger()
+        # What a flush, or the write-out, was told; called with it, by whoever was told.
+        self.failed: DeviceError | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self.writeout = WriteOut(fd, syncing=self._syncing, failed=self._not_out)
         self._can_zero = True
         self._can_copy = True
 
@@ -159,11 +171,54 @@ class DataDevice:
 
     def flush(self) -> None:
         """Make everything written so far durable."""
+        if self.failed is not None:
+            raise self.failed
+        with self.ledger.syncing():
+            try:
+                with self.writeout.writing():
+                    os.fdatasync(self.fd)
+            except OSError as error:
+                told = failure("flush of the data device", error)
+                self.fail(told)
+                raise told from None
+
+    def check_untold(self) -> None:
+        """Raise `DeviceError` unless no write-back has failed of which a process was told that is
+        dead now.
+
+        An error of a file is kept for its file system as well, for whoever syncs that (syncfs(2),
+        Linux 5.8). Of a block device nothing is kept that a process can ask for.
+        """
+        why = "the daemon died while it waited for the data device, and a write may have failed"
+        if not self.regular:
+            raise DeviceError(f"{why}: a block device says so once")
         try:
-            with self.writeout.writing():
-                os.fdatasync(self.fd)
+            pagecache.sync_file_system(self.fd)
         except OSError as error:
-            raise failure("flush of the data device", error) from None
+            raise failure(why, error) from None
+
+    def _syncing(self) -> AbstractContextManager[None]:
+        # The ledger comes after the device.
+        return self.ledger.syncing()
+
+    def forgive(self) -> None:
+        """What may be lost is noted, and nobody relies on it any more."""
+        self.failed = None
+
+    def _not_out(self, error: OSError) -> None:
+        self.fail(failure("write-out of the data device", error))
+        self.on_failure()
+
+    def fail(self, error: DeviceError) -> None:
+        """No flush succeeds any more: what was written may be lost. Noted for the next process."""
+        if self.failed is not None:
+            return
+        self.failed = error
+        try:
+            self.ledger.note(State.FAILED, on=True, durable=True)
+        except ThinPoolError as worse:
+            # No flush succeeds any more in this life; the next would not know.
+            log.critical("a failure of the data device cannot be noted: %s", worse)
 
     # --- space ----------------------------------------------------------------------------------
 

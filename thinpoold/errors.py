@@ -12,6 +12,7 @@ NBD and the code on the control socket are each mapped in one place of their own
 # The names are those a caller reads in `except`: what happened, not that it is an error.
 # ruff: noqa: N818
 
+from errno import EIO
 from typing import ClassVar
 
 # Exit statuses, in one place.
@@ -52,6 +53,12 @@ class VolumeExists(UserError):
 
 class VolumeInUse(UserError):
     """Clients have the volume open."""
+
+
+class LossNotAccepted(UserError):
+    """Something that was answered of the volume is lost, and no administrator has accepted that."""
+
+    errno: ClassVar[int] = EIO
 
 
 class NoSuchPool(UserError):

@@ -8,7 +8,8 @@
 Invariants
 
 1. From `write` the mode goes to `out-of-data-space` and back. To `read-only` and `failed` it only
-   ever goes down, with the reason, and comes back when the pool is opened anew.
+   ever goes down, with the reason, and comes back when the pool is opened anew; from `read-only`
+   also when its cause has ended and nothing was lost (`resume`).
 2. Each change of the mode is logged, once.
 
 Thread-safety: any thread. `_changed` guards all attributes; `mode` may be read without it.
@@ -64,10 +65,16 @@ class Modes:
         self._freed = 0
         self._ending = False
 
-    def begin_read_only(self, reason: str) -> None:
-        """The pool is opened in this mode, for this reason; it has lost nothing."""
+    def begin_read_only(self, reason: str, *, lost_data: bool = False) -> None:
+        """The pool is opened in this mode, for this reason."""
         with self._changed:
             self.mode, self.reason = Mode.READ_ONLY, reason
+            self.lost_data = lost_data
+
+    def look(self) -> None:
+        """The pool is looked at; say what it would do if it was opened."""
+        with self._changed:
+            self.mode, self.reason = Mode.WRITE, ""
 
     @property
     def takes_writes(self) -> bool:
@@ -104,6 +111,12 @@ class Modes:
             if _SAFETY[mode] <= _SAFETY[self.mode]:
                 return
             self._enter(mode, reason)
+
+    def resume(self, reason: str) -> None:
+        """Take writes again, after what made the pool read-only has ended and nothing was lost."""
+        with self._changed:
+            if self.mode is Mode.READ_ONLY and not self.lost_data:
+                self._enter(Mode.WRITE, reason)
 
     def out_of_space(self, reason: str) -> None:
         """There is no room for a new block."""

@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 import nbdkit
 
 from thinmeta.errors import ThinMetaError
-from thinpoold import access, discard, fastlib, peers, runtime
+from thinpoold import access, discard, fastlib, openers, peers, runtime
 from thinpoold.errnos import errno_of
 from thinpoold.errors import NoSuchVolume, ThinPoolError
 from thinpoold.extents import extents as find_extents
@@ -233,6 +233,7 @@ def open(readonly: int) -> Connection:
     volume = _pool.open_volume(
         name,
         lambda record, clients: access.admit(peer, record.name, record.allow, clients, most),
+        openers.guest(peer, name),
     )
     connection = Connection(volume, bool(readonly) or volume.read_only, peer)
     volume.offer()

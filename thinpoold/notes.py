@@ -50,7 +50,8 @@ class Change:
 class Leftover:
     """Changes of one transaction that came on top of the commit `generation`.
 
-    The first `flushed` of them were flushed; the mark that says so ends at `flushed_end`.
+    The first `flushed` of them were flushed; the mark that says so ends at `flushed_end`. `dropped`
+    are those that came after, and do not count because the boot has another id now.
     """
 
     generation: int
@@ -59,6 +60,7 @@ class Leftover:
     flushed_end: int = field(default=RECORDS_AT, compare=False)
     # What the CRC of each record goes on from.
     seed: int = field(default=0, compare=False)
+    dropped: Sequence[Change] = field(default=(), compare=False)
 
 
 def header(generation: int, boot: bytes, uuid: bytes) -> bytes:
@@ -113,8 +115,10 @@ def read(path: Path, boot: bytes, uuid: bytes) -> Leftover | None:
             # Else zeroes whose CRC happens to be right.
             break
     flushed = min(flushed, len(changes))
+    dropped: list[Change] = []
     if not boot or its_boot != boot:
-        if not flushed:
-            return None
+        dropped = changes[flushed:]
         del changes[flushed:]
-    return Leftover(generation, changes, flushed, flushed_end, seed)
+        if not flushed and not dropped:
+            return None
+    return Leftover(generation, changes, flushed, flushed_end, seed, dropped)

@@ -18,6 +18,7 @@ from typing import Any
 
 from thinpoold.access import Peer
 from thinpoold.clients import Place
+from thinpoold.ledger import Guest, name_digest
 
 PROC = Path("/proc")
 
@@ -87,6 +88,15 @@ class Openers:
             }
             for client, count in counts.items()
         ]
+
+
+def guest(peer: Peer, name: str) -> Guest:
+    """Return what the ledger is to remember of a client that opens a volume by this name."""
+    command = command_of(peer.pid)
+    words = [str(peer)] if command is None else [command, f"(process {peer.pid},", f"{peer})"]
+    # Connections to this machine's own addresses are of clients that die with it.
+    network = peer.address is not None and not peer.address.is_loopback
+    return Guest(" ".join(words), network, name_digest(name))
 
 
 def command_of(pid: int | None, proc: Path = PROC) -> str | None:

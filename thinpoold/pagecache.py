@@ -1,11 +1,13 @@
-"""What the kernel says of its page cache: how much is unwritten, of all files together.
+"""What the kernel says of its page cache: how much is unwritten, and whether writing has failed.
 
 Thread-safety: no state.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +21,20 @@ class Unwritten:
 
     now: int
     free: int
+
+
+_syncfs = ctypes.CDLL(None, use_errno=True).syncfs
+
+
+def sync_file_system(fd: int) -> None:
+    """Write out the file system that a file is in.
+
+    Raises `OSError` when that fails, or when write-back of any of its files has failed since
+    somebody was last told so by this call.
+    """
+    if _syncfs(fd):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def unwritten() -> Unwritten | None:

@@ -1,6 +1,6 @@
 """Where a pool's files lie: its directory, and the directory of its sockets while it runs.
 
-    POOL/                 the pool: metadata.lmdb, data, recent-0 and -1, lock, thinpoold.log
+    POOL/                 the pool: metadata.lmdb, data, recent-0 and -1, ledger, lock, ...
     RUN/                  0700: nbd.sock, control.sock (0600), thinpoold.pid
 
 Invariants
@@ -61,6 +61,16 @@ class PoolPaths:
         return self.directory / "recent-0", self.directory / "recent-1"
 
     @property
+    def ledger(self) -> Path:
+        """Where it is noted who has what open, and what is lost."""
+        return self.directory / "ledger"
+
+    @property
+    def losses(self) -> Path:
+        """What is known of what is lost."""
+        return self.directory / "losses.json"
+
+    @property
     def log(self) -> Path:
         return self.directory / "thinpoold.log"
 
@@ -75,7 +85,8 @@ class PoolPaths:
         # LMDB names its lock file after the other.
         readers = self.metadata.with_name(self.metadata.name + "-lock")
         return (
-            *(self.metadata, readers, self.data, *self.recent, self.lock, self.log, self.old_log),
+            *(self.metadata, readers, self.data, *self.recent, self.ledger, self.losses),
+            *(self.lock, self.log, self.old_log),
             *(self.run_dir / name for name in RUN_FILES),
         )
 

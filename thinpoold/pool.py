@@ -26,19 +26,21 @@ from thinmeta.errors import Corrupt
 from thinmeta.store.lmdb import LmdbStore
 from thinmeta.store.protocol import BlockStore
 from thinmeta.thin import ThinMetadata
-from thinpoold import identity, lock, pool_record
+from thinpoold import boot, identity, lock, pool_record
 from thinpoold.core import Core
 from thinpoold.deletion import Deletion
 from thinpoold.device import DataDevice
 from thinpoold.direct import DirectDevice
-from thinpoold.errors import DeviceError
+from thinpoold.errors import DeviceError, LossNotAccepted, ThinPoolError
+from thinpoold.ledger import Guest, Ledger, State, other_commit
+from thinpoold.losses import Losses
 from thinpoold.make import create_pool
-from thinpoold.modes import Mode
 from thinpoold.openers import Openers
 from thinpoold.paths import PoolPaths, pool_paths
 from thinpoold.pool_record import PoolRecord
 from thinpoold.recent import RecentChanges
-from thinpoold.recovery import Recovered, apply, recover
+from thinpoold.reclaim import Ranges
+from thinpoold.recovery import recover
 from thinpoold.sizes import exact_size
 from thinpoold.volume import Volume
 from thinpoold.volumes import Registry, VolumeRecord
@@ -62,6 +64,8 @@ class Pool:
         *,
         paths: PoolPaths | None = None,
         recent: RecentChanges | None = None,
+        ledger: Ledger | None = None,
+        losses: Losses | None = None,
         read_only: bool = False,
     ) -> None:
         self.store = store
@@ -69,11 +73,21 @@ class Pool:
         self.device = device
         self.record = record
         self.paths = paths
-        self.core = Core(metadata, device, record.settings, recent=recent, read_only=read_only)
+        self.core = Core(
+            metadata,
+            device,
+            record.settings,
+            recent=recent,
+            ledger=ledger,
+            losses=losses,
+            read_only=read_only,
+        )
         self.registry = Registry(metadata)
         self.deletion = Deletion(self.core)
         self.openers = Openers()
         self.core.on_abandon = self._load
+        self.core.on_resume = self.deletion.timer.kick
+        self.core.sizes = lambda: self.registry.sizes(self.core.block_size)
         self._own_lock: int | None = None
         self._closed = False
         self._count_reservations()
@@ -88,16 +102,19 @@ class Pool:
         cache_bytes: int | None = None,
         serving: bool = False,
         checked: bool = False,
+        looking: bool = False,
     ) -> Pool:
         """Open the pool in `directory`.
 
         `lock_fd` holds the pool's lock already, and stays the caller's; without it the lock is
         taken. `cache_bytes` bounds the metadata cache. `serving` opens the data device as the
         setting `cache` says; a command does without a cache. `checked`: the metadata, if it was
-        marked as in need of a check, is so no more, from the next commit on. Raises `PoolLocked`,
-        `NoSuchPool`, `DeviceError`, `NotRecovered`, errors of the metadata.
+        marked as in need of a check, is so no more, from the next commit on. `looking`: read-only,
+        the last commit as it is; the mode is the one that the pool would be opened in. Raises
+        `PoolLocked`, `NoSuchPool`, `DeviceError`, `NotRecovered`, errors of the metadata.
         """
         paths = pool_paths(directory).require_pool()
+        read_only = read_only or looking
         with ExitStack() as undo:
             own_lock = None
             if lock_fd is None:
@@ -117,22 +134,40 @@ class Pool:
                 device = DataDevice.open(data, read_only=read_only)
             undo.callback(device.close)
             _check_device(device, metadata, record)
-            recent = RecentChanges(paths.recent, record.uuid)
+            ledger, losses = Ledger(paths.ledger, record.uuid), Losses(paths.losses)
+            recent = RecentChanges(paths.recent, record.uuid, lambda: _note(ledger, State.UNNOTED))
             if checked:
                 metadata.set_needs_check(False)
-            recovered = Recovered([], None)
+            freed: Ranges = []
+            older = other_commit(metadata.generation, ledger.found)
+            read_only = read_only or bool(older)
             if not read_only:
-                sizes = Registry(metadata).sizes(record.block_size)
-                recovered = recover(metadata, device, recent, sizes)
+                device.ledger = ledger
+                ledger.open()
+                undo.callback(ledger.end, clean=False)
+                metadata.on_durable = lambda generation: _committed(ledger, generation)
+                freed = recover(metadata, device, recent, ledger, losses, record.block_size)
+                ledger.begin(boot.current(), metadata.generation)
                 recent.begin(metadata.generation)
                 undo.callback(recent.close)
             pool = cls(
-                store, metadata, device, record, paths=paths, recent=recent, read_only=read_only
+                store,
+                metadata,
+                device,
+                record,
+                paths=paths,
+                recent=recent,
+                ledger=ledger,
+                losses=losses,
+                read_only=read_only,
             )
-            pool.core.reclaimer.add(recovered.freed)
-            if recovered.lost is not None:
-                # Whoever flushes next must know.
-                pool.core.modes.degrade(Mode.READ_ONLY, str(recovered.lost))
+            pool.core.reclaimer.add(freed)
+            if looking:
+                pool.core.modes.look()
+                pool.core.check_marked()
+            if older:
+                # Whoever flushes must know.
+                pool.core.modes.begin_read_only(older, lost_data=True)
             pool._own_lock = own_lock
             undo.pop_all()
             return pool
@@ -167,25 +202,44 @@ class Pool:
             self.core.stop()
             if self.core.read_only:
                 return
+            last.callback(self._end)
+            self.core.resume()
             if not self.core.modes.lost_data:
                 self.commit()
-            self.core.recent.erase()
+
+    def _end(self) -> None:
+        core = self.core
+        clean = not core.metadata.dirty and not core.modes.lost_data and core.suspended is None
+        core.recent.erase()
+        core.ledger.end(clean=clean)
 
     # --- volumes --------------------------------------------------------------------------------
 
     def open_volume(
-        self, name: str, admit: Callable[[VolumeRecord, int], None] | None = None
+        self,
+        name: str,
+        admit: Callable[[VolumeRecord, int], None] | None = None,
+        guest: Guest | None = None,
     ) -> Volume:
-        """Open a volume for one client more.
+        """Open a volume for one client more: for `guest`, or for this process itself.
 
         `admit` is asked first, with the lock held, about the volume and how many clients the pool
-        has. Raises `NoSuchVolume`, `NoSpace`, `Stopped`, and what `admit` does.
+        has. Raises `NoSuchVolume`, `NoSpace`, `Stopped`, `LossNotAccepted`, `DeviceError`, and what
+        `admit` does.
         """
         with self.core.lock:
             self.core.modes.check_readable()
             record = self.registry.get(name)
             if admit is not None:
                 admit(record, sum(one.clients for one in self.core.volumes.values()))
+            if guest is not None and self.core.ledger.lost(record.uuid):
+                raise LossNotAccepted(
+                    f"volume {record.name!r} is not served: something that was answered is lost, "
+                    f"and whoever uses it must know; 'thinpool accept-loss {record.name}' says "
+                    "what, and lets clients open it again"
+                )
+            # Before it is answered: from here on it may be written.
+            self.core.ledger.opened(record.uuid, guest)
             volume = self.core.volumes.get(record.uuid)
             if volume is None:
                 volume = Volume(self.core, record, self.registry.by_uuid)
@@ -200,6 +254,7 @@ class Pool:
             if not volume.clients:
                 del self.core.volumes[volume.uuid]
                 volume.close()
+                self.core.ledger.closed(volume.uuid)
 
     def clients(self, uuid: bytes) -> int:
         """How many clients have a volume open. The core's lock is held."""
@@ -261,12 +316,9 @@ class Pool:
         self.core.modes.settings_changed()
 
     def _load(self) -> None:
-        """Look again at what was committed last, and bring back what was flushed since."""
+        """Look again at what was committed last."""
         self._take(pool_record.load(self.metadata))
         self.registry.load()
-        flushed = self.core.recent.flushed(self.metadata.generation)
-        if apply(self.metadata, flushed, self.registry.sizes(self.core.block_size)) < len(flushed):
-            raise Corrupt("notes", "changes that were flushed", "are at odds with the metadata")
 
     def _count_reservations(self) -> None:
         size = self.core.block_size
@@ -274,6 +326,20 @@ class Pool:
             if record.reserve:
                 own = self.metadata.exclusive_blocks(record.dev_id)
                 self.core.reservations.promise(record.uuid, -(-record.reserve // size), own)
+
+
+def _note(ledger: Ledger, state: State) -> None:
+    try:
+        ledger.note(state, on=True)
+    except ThinPoolError as error:
+        log.critical("that changes are not noted cannot be noted: %s", error)
+
+
+def _committed(ledger: Ledger, generation: int) -> None:
+    try:
+        ledger.committed(generation)
+    except ThinPoolError as error:
+        log.error("which commit was the last cannot be noted: %s", error)
 
 
 def _check_device(device: DataDevice, metadata: ThinMetadata, record: PoolRecord) -> None:

@@ -23,8 +23,11 @@ Invariants
    what is before it is durable; it counts once it, and all before it, were synced (`sync`).
 5. Marks are made only within the room that was written and synced when the files were made, where
    a sync has nothing of the file system's to write.
-6. Failing to note or to sync costs only this: it is logged, a flush is a commit then, and nothing
-   else fails. After a sync has failed none is tried again: it would prove nothing.
+6. Failing to note or to sync costs only this: it is logged, `incomplete` is called, a flush is a
+   commit then, and nothing else fails. After a sync has failed none is tried again: it would prove
+   nothing.
+7. While `complete`, the files hold every change that was noted and is in no durable commit: who
+   goes back to the last commit may carry them out again, and has lost nothing.
 
 What an administrator does is not noted: it is answered after its commit.
 
@@ -36,12 +39,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from zlib import crc32
 
+from thinpoold import boot
 from thinpoold.notes import (
     BODY,
     CRC_BYTES,
@@ -65,7 +69,6 @@ log = logging.getLogger(__name__)
 _SIZE: Final = 256 << 10
 # A mark, and the end behind it.
 _ROOM: Final = _SIZE - 2 * RECORD_BYTES
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(slots=True)
@@ -75,22 +78,39 @@ class _File:
     generation: int = 0
     # The CRC of the header, which each record's begins with.
     seed: int = 0
+    # Where its next record went when it was last the file at hand, and how many marks it has.
+    end: int = RECORDS_AT
+    marks: int = 0
+    # Whether a change of its transaction is missing.
+    lacks: bool = False
     # How many changes a synced mark vouches for, and where that mark ends.
     flushed: int = 0
     flushed_end: int = RECORDS_AT
+
+    @property
+    def noted(self) -> int:
+        """How many changes it holds, when it is not the file at hand."""
+        return (self.end - RECORDS_AT) // RECORD_BYTES - self.marks
 
 
 class RecentChanges:
     """The changes since the last commit of the pool with `uuid`, in the files `paths`.
 
     Without paths, or where the system does not tell its boots apart, nothing is noted.
-    Look at `leftovers` first: `begin` erases them.
+    Look at `leftovers` first: `begin` erases them. `incomplete` is called when from here on changes
+    are missing.
     """
 
-    def __init__(self, paths: Sequence[Path] = (), uuid: bytes = bytes(16)) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path] = (),
+        uuid: bytes = bytes(16),
+        incomplete: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._incomplete = incomplete
         self._paths = tuple(paths)
         self._uuid = uuid
-        self._boot = _boot_id()
+        self._boot = boot.current().id
         # The open transaction's first.
         self._files: list[_File] = []
         # Its marks, what the one under way vouches for, and where that ends.
@@ -134,6 +154,13 @@ class RecentChanges:
     def begin(self, generation: int) -> None:
         """Begin anew, on top of the commit `generation`; only from now on is anything noted."""
         if not self._boot:
+            self._incomplete()
+            return
+        self._kept = False
+        if self._files:
+            # The one that was on top of the other holds nothing: it must not follow a later commit.
+            self._put_end_of(self._files[1], nothing=True)
+            self._start(generation)
             return
         try:
             for path in self._paths:
@@ -188,9 +215,13 @@ class RecentChanges:
         """Bytes free on the file system of the notes; 0 if they cannot be marked."""
         if self._fd < 0 or not self._syncs or self._end > _ROOM:
             return 0
+        return self.free_bytes()
+
+    def free_bytes(self) -> int:
+        """Bytes free on the file system of the notes; 0 where that is not known."""
         try:
-            facts = os.fstatvfs(self._fd)
-        except OSError:
+            facts = os.fstatvfs(self._files[0].fd)
+        except (OSError, IndexError):
             return 0
         return facts.f_bavail * facts.f_frsize
 
@@ -231,17 +262,67 @@ class RecentChanges:
         """
         for file in self._files:
             if file.flushed and file.generation == generation:
-                left = read(file.path, self._boot, self._uuid)
-                if left is None or len(left.changes) < file.flushed:
-                    raise OSError(errno.EIO, f"{file.path} does not hold what was written to it")
+                left = self._read(file)
+                if len(left.changes) < file.flushed:
+                    raise _unreadable(file)
                 return list(left.changes[: file.flushed])
         return []
 
+    # --- going back -------------------------------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was noted since the last durable commit is in the files."""
+        return bool(self._files) and not any(file.lacks for file in self._files)
+
+    def hold(self) -> None:
+        """Note nothing any more, and keep what there is for the next opening."""
+        self._leave()
+        self._fd = -1
+        self._kept = True
+
+    def release(self) -> None:
+        """What was held is committed: nothing is kept for the next opening."""
+        self._kept = False
+
+    def held(self, generation: int) -> list[Leftover]:
+        """All changes on top of that commit, oldest first. After `hold`. Raises `OSError`."""
+        found = []
+        for file in self._files:
+            if file.generation >= generation:
+                left = self._read(file)
+                if len(left.changes) != file.noted:
+                    raise _unreadable(file)
+                found.append(left)
+        found.sort(key=lambda left: left.generation)
+        while found and not found[-1].changes:
+            found.pop()
+        return found
+
+    def vouch(self) -> None:
+        """The data behind all that is held is durable; so is this then. Raises `OSError`."""
+        # The older first: what is on top of it counts only where all of it does.
+        for file in sorted(self._files, key=lambda file: file.generation):
+            if file.noted != file.flushed:
+                noted = file.noted
+                _put(file.fd, record(file.seed, MARK << KIND_SHIFT, noted), file.end)
+                file.end += RECORD_BYTES
+                file.marks += 1
+                # Its size as well: it may have grown beyond the room that was made for marks.
+                os.fsync(file.fd)
+                file.flushed, file.flushed_end = noted, file.end
+
     # --- transactions -----------------------------------------------------------------------------
+
+    def committed(self) -> None:
+        """The frozen transaction is durable."""
+        if self._files:
+            self._files[1].lacks = False
 
     def freeze(self) -> None:
         """The open transaction is being committed; what follows is noted on top of it."""
         if self._files:
+            self._leave()
             # The other file's transaction is durable: one commit is made at a time.
             generation = self._files[0].generation + 1
             self._files.reverse()
@@ -253,10 +334,7 @@ class RecentChanges:
         But for those changes that were flushed, which wait for the next opening.
         """
         for file in self._files:
-            try:
-                _put_end(file.fd, file.seed, file.flushed, file.flushed_end)
-            except OSError as error:
-                self._failed(error)
+            self._put_end_of(file)
             self._kept = self._kept or file.flushed > 0
         self._fd = -1
 
@@ -273,8 +351,27 @@ class RecentChanges:
             for path in self._paths:
                 path.unlink(missing_ok=True)
 
+    def _put_end_of(self, file: _File, *, nothing: bool = False) -> None:
+        flushed, at = (0, RECORDS_AT) if nothing else (file.flushed, file.flushed_end)
+        try:
+            _put_end(file.fd, file.seed, flushed, at)
+        except OSError as error:
+            self._failed(error)
+
+    def _read(self, file: _File) -> Leftover:
+        left = read(file.path, self._boot, self._uuid)
+        if left is None:
+            raise _unreadable(file)
+        return left
+
+    def _leave(self) -> None:
+        """Remember of the file at hand what only the attributes say."""
+        if self._files and self._fd >= 0:
+            self._files[0].end, self._files[0].marks = self._end, self._marks
+
     def _start(self, generation: int) -> None:
         file = self._files[0]
+        file.end, file.marks, file.lacks = RECORDS_AT, 0, False
         head = header(generation, self._boot, self._uuid)
         file.generation, file.seed = generation, seed_of(head)
         file.flushed, file.flushed_end = 0, RECORDS_AT
@@ -300,7 +397,11 @@ class RecentChanges:
 
     def _failed(self, error: OSError) -> None:
         # Until the next commit nothing is noted: later changes may rest on the one that is missing.
+        self._leave()
         self._fd = -1
+        if self._files:
+            self._files[0].lacks = True
+        self._incomplete()
         log.warning(
             "what was not flushed would not survive the end of this process: %s: %s",
             self._paths[0].parent,
@@ -308,12 +409,8 @@ class RecentChanges:
         )
 
 
-def _boot_id() -> bytes:
-    """Return the 16 bytes that tell this boot of the machine from others, empty if none do."""
-    try:
-        return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))
-    except (OSError, ValueError):
-        return b""
+def _unreadable(file: _File) -> OSError:
+    return OSError(errno.EIO, f"{file.path} does not hold what was written to it")
 
 
 def _put(fd: int, octets: bytes, at: int) -> None:

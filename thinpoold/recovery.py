@@ -1,6 +1,6 @@
 """At a pool's opening: what the daemon answered, or flushed, and did not commit before it died.
 
-    leftovers of `recent` -> data flushed -> changes of the metadata -> committed, one by one
+    what may be trusted -> losses noted -> leftovers of `recent` -> committed, one by one
 
 Invariants
 
@@ -12,95 +12,229 @@ Invariants
 4. Where a leftover contradicts the metadata, it ends: nothing after that is trusted.
 5. What was flushed is made good, or the pool does not open for writing and the notes stay. So they
    do while there is no room for a commit, or the store fails.
-6. When the data device fails a flush, what was flushed before counts alone, now and at any later
-   opening: the kernel may have dropped the rest, and would not say so again.
+6. Data that was not flushed is relied on only where it is known to be there: in the boot in which
+   it was written, as long as no write-back of the data device has failed. The kernel tells of such
+   a failure once, whoever asks; so the last process said when it was told (FAILED in the ledger),
+   and when it was about to be (SYNCING).
+7. What was answered and is not made good is a loss of its volume, durable in the ledger before the
+   notes of it go.
 
-Thread-safety: one thread, before the pool is anyone's.
+    after a death in           unflushed notes      losses
+    the same boot              made good            none
+    the same, a write failed   dropped              volumes that had something unwritten
+    the same, notes missing    made good            volumes that had something unwritten
+    another boot               dropped              volumes that clients elsewhere had open
+    an unknown boot            dropped              volumes of dropped notes, and as in another boot
+
+Thread-safety: one thread, before the pool is anyone's, but for `replay`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from thinmeta.errors import Corrupt, ThinMetaError
 from thinmeta.store.protocol import BlockStore
 from thinmeta.thin import ThinMetadata
+from thinpoold import boot
+from thinpoold.boot import Since
 from thinpoold.device import DataDevice
 from thinpoold.errors import DeviceError, NotRecovered
+from thinpoold.ledger import NO_STATE, Ledger, Mark, State
+from thinpoold.losses import Loss, Losses
 from thinpoold.notes import Change, Leftover
 from thinpoold.recent import RecentChanges
 from thinpoold.reclaim import Ranges
+from thinpoold.volumes import Registry
 
 log = logging.getLogger(__name__)
 
 
-class Recovered(NamedTuple):
-    """The data blocks that this freed, which nobody else has released, and why what was answered,
-    and not flushed, is lost: None if it is not."""
+class Contradiction(Exception):  # noqa: N818 - a state, not a mistake
+    """A leftover is at odds with the metadata from its `at`-th change on; what was before it, and
+    the leftovers before, are committed. `freed` are data blocks that those commits have freed."""
 
-    freed: Ranges
-    lost: DeviceError | None
+    def __init__(self, left: Leftover, at: int, why: str, freed: Ranges) -> None:
+        super().__init__(why)
+        self.left = left
+        self.at = at
+        self.freed = freed
 
 
 def recover(
     metadata: ThinMetadata,
     device: DataDevice,
     recent: RecentChanges,
-    sizes: Mapping[int, int],
-) -> Recovered:
-    """Make the leftovers good. `sizes` has the virtual blocks of each device that is a volume.
+    ledger: Ledger,
+    losses: Losses,
+    block_size: int,
+) -> Ranges:
+    """Make the leftovers good, and note what cannot be made good as lost.
 
-    What of them cannot be right the log calls lost. Raises `NotRecovered` when they cannot be
-    committed, or what was flushed cannot be right; then the last commit stands.
+    Returns the data blocks that this freed, which nobody else has released. Raises `NotRecovered`
+    when the leftovers cannot be committed, or what was flushed cannot be right; then the last
+    commit stands. Raises `DeviceError` when a loss cannot be noted.
     """
-    leftovers, lost = _durable(recent, device, metadata.generation)
+    registry = Registry(metadata)
+    leftovers = waiting(recent, metadata.generation)
+    lost = _Lost(registry, ledger, losses, block_size)
+    since = _since(ledger)
+    if ledger.found.died or leftovers:
+        if since is not Since.OTHER:
+            error = _write_error(device, ledger)
+            if error is not None:
+                lost.unwritten(str(error), leftovers)
+                _keep_flushed(recent, error)
+                leftovers = waiting(recent, metadata.generation)
+            elif State.UNNOTED in (ledger.found.state or NO_STATE):
+                lost.unwritten("changes of mappings could not be noted", ())
+        if since is not Since.SAME:
+            lost.dropped(since, leftovers)
+    sizes = registry.sizes(block_size)
+    try:
+        freed = replay(metadata, leftovers, sizes)
+    except Contradiction as found:
+        left, freed = found.left, found.freed
+        if found.at < left.flushed:
+            raise _not_recovered(left, str(found)) from None
+        rest = [left, *leftovers[leftovers.index(left) + 1 :]]
+        lost.changes([one for it in rest for one in it.changes][found.at :], str(found))
+    except ThinMetaError as error:
+        left = next(left for left in leftovers if left.generation >= metadata.generation)
+        raise _not_recovered(left, str(error)) from None
+    _settle(ledger, registry, since)
+    return freed
+
+
+def replay(
+    metadata: ThinMetadata, leftovers: Sequence[Leftover], sizes: Mapping[int, int]
+) -> Ranges:
+    """Commit leftovers, one by one, on top of the last commit; nothing else is open.
+
+    `sizes` has the virtual blocks of each device that is a volume. Returns the data blocks that
+    they freed. Raises `Contradiction`, and what a commit raises: then the last commit stands.
+    """
     freed: Ranges = []
     for left in leftovers:
-        if left.generation > metadata.generation or metadata.needs_check:
-            why = "metadata needs a check" if metadata.needs_check else "they fit no commit"
-            _lose(left, why)
-            break
         try:
+            if left.generation > metadata.generation or metadata.needs_check:
+                why = "metadata needs a check" if metadata.needs_check else "they fit no commit"
+                raise Contradiction(left, 0, why, freed)
             done = apply(metadata, left.changes, sizes)
-            if done < left.flushed:
-                raise Corrupt("notes", f"change {done}", "is at odds with the metadata")
+            whole = done == len(left.changes)
+            if not whole and done < left.flushed:
+                raise Contradiction(
+                    left, done, f"change {done} is at odds with the metadata", freed
+                )
             frozen = metadata.freeze()
             metadata.write(frozen)
             freed += metadata.committed(frozen)
         except Corrupt as error:
             metadata.abandon()
-            _lose(left, str(error))
-            break
-        except ThinMetaError as error:
+            raise Contradiction(left, 0, str(error), freed) from None
+        except (Contradiction, ThinMetaError):
             metadata.abandon()
-            raise _not_recovered(left, str(error)) from None
-        log.warning("the daemon ended without a commit: made %d changes of mappings good", done)
-        if done < len(left.changes):
-            log.error("%d that were answered are lost: they are at odds", len(left.changes) - done)
-            break
-    return Recovered(freed, lost)
+            raise
+        if left.changes:
+            log.warning("the daemon ended without a commit: made %d changes of mappings good", done)
+        if not whole:
+            raise Contradiction(left, done, f"change {done} is at odds with the metadata", freed)
+    return freed
 
 
-def _durable(
-    recent: RecentChanges, device: DataDevice, generation: int
-) -> tuple[list[Leftover], DeviceError | None]:
-    """The leftovers, their data durable, and why some are not among them."""
-    leftovers = waiting(recent, generation)
-    if not leftovers:
-        return leftovers, None
+class _Lost:
+    """What an opening finds to be lost, noted as it is found. Each raises `DeviceError`."""
+
+    def __init__(self, registry: Registry, ledger: Ledger, losses: Losses, block_size: int) -> None:
+        self._registry, self._ledger, self._losses = registry, ledger, losses
+        self._block_size = block_size
+
+    def unwritten(self, why: str, leftovers: Iterable[Leftover]) -> None:
+        """All that was not on disk may be lost; of the leftovers, what was not flushed is."""
+        changes = [one for left in leftovers for one in left.changes[left.flushed :]]
+        self._note({uuid: [] for uuid in self._ledger.unwritten()}, changes, why)
+
+    def dropped(self, since: Since, leftovers: Iterable[Leftover]) -> None:
+        """The machine has died, or may have."""
+        if since is Since.UNKNOWN:
+            changes = [one for left in leftovers for one in left.dropped]
+            self._note(
+                {}, changes, "nobody can tell whether the machine was restarted since (a container)"
+            )
+        away = [one.uuid for one in self._ledger.entries() if Mark.NETWORK in one.marks]
+        why = "the machine was restarted while a client on another had it open"
+        self._note({uuid: [] for uuid in away}, (), why)
+
+    def changes(self, changes: Iterable[Change], why: str) -> None:
+        """These changes were answered, and cannot be made good."""
+        self._note({}, changes, why)
+
+    def _note(
+        self, lost: dict[bytes, list[tuple[int, int]]], changes: Iterable[Change], why: str
+    ) -> None:
+        by_device = {record.dev_id: record.uuid for record in self._registry}
+        size = self._block_size
+        for change in changes:
+            uuid = by_device.get(change.dev_id)
+            if uuid is not None:
+                lost.setdefault(uuid, []).append((change.block * size, change.count * size))
+        there = {uuid: ranges for uuid, ranges in lost.items() if self._registry.by_uuid(uuid)}
+        if not there:
+            return
+        self._ledger.lose(there)
+        self._losses.add({uuid: Loss.now(why, ranges) for uuid, ranges in there.items()})
+        for uuid in there:
+            record = self._registry.by_uuid(uuid)
+            log.error(
+                "volume %r: something that was answered is lost: %s; 'thinpool accept-loss' lets "
+                "clients open it again",
+                record.name if record is not None else uuid.hex(),
+                why,
+            )
+
+
+def _since(ledger: Ledger) -> Since:
+    """What became of the machine; by the notes alone where there is no ledger yet."""
+    if ledger.found.state is None:
+        return Since.SAME
+    return boot.current().since(ledger.found.boot)
+
+
+def _write_error(device: DataDevice, ledger: Ledger) -> DeviceError | None:
+    """Why data that was not flushed is not to be relied on, None if it is; then it is flushed."""
+    state = ledger.found.state or NO_STATE
     try:
         device.flush()
+        if State.FAILED in state:
+            raise DeviceError("the data device had failed to write before the daemon ended")
+        if State.SYNCING in state:
+            device.check_untold()
     except DeviceError as error:
-        try:
-            recent.keep_flushed()
-        except OSError as worse:
-            raise NotRecovered(f"{error}; and what was not flushed stays noted: {worse}") from None
-        log.error("what was answered, and not flushed, is lost: %s", error)
-        return waiting(recent, generation), error
-    return leftovers, None
+        device.fail(error)
+        # The caller notes what may be lost, and nobody relies on that any more.
+        device.forgive()
+        return error
+    return None
+
+
+def _keep_flushed(recent: RecentChanges, error: DeviceError) -> None:
+    try:
+        recent.keep_flushed()
+    except OSError as worse:
+        raise NotRecovered(f"{error}; and what was not flushed stays noted: {worse}") from None
+
+
+def _settle(ledger: Ledger, registry: Registry, since: Since) -> None:
+    """All is committed, and on disk."""
+    for entry in ledger.entries():
+        if registry.by_uuid(entry.uuid) is None:
+            ledger.remove(entry.uuid)
+        elif since is Since.OTHER:
+            # Those on this machine died with it; of the others the loss is noted.
+            ledger.forget(entry.uuid)
+    ledger.written(ledger.closed_unwritten())
 
 
 def waiting(recent: RecentChanges, generation: int) -> list[Leftover]:
@@ -109,7 +243,7 @@ def waiting(recent: RecentChanges, generation: int) -> list[Leftover]:
         found = [left for left in recent.leftovers() if left.generation >= generation]
     except OSError as error:
         raise NotRecovered(f"what was flushed may be there, and cannot be read: {error}") from None
-    while found and not found[-1].changes:
+    while found and not found[-1].changes and not found[-1].dropped:
         found.pop()
     return found
 
@@ -126,12 +260,6 @@ def apply(metadata: ThinMetadata, changes: Sequence[Change], sizes: Mapping[int,
         if count > 0 and not _carry_out(metadata, change, count):
             return done
     return len(changes)
-
-
-def _lose(left: Leftover, why: str) -> None:
-    if left.flushed:
-        raise _not_recovered(left, why)
-    log.error("%d changes that were answered are lost: %s", len(left.changes), why)
 
 
 def _not_recovered(left: Leftover, why: str) -> NotRecovered:

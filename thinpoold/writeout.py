@@ -29,8 +29,10 @@ Invariants
    device itself zeroed or copied, for which the kernel's own bound has to do.
 2. A volume with less than an equal share of the bound never waits.
 3. Nobody waits unless the thread runs: it alone ends the waiting, which a flush may do as well.
-4. The thread never looks for errors: it works on a descriptor of its own, as whoever waits for
-   writing is told an error that the flush that counts would then not be told any more.
+4. Whoever waits for writing is told of an error, and marks it as told: a process that opens the
+   file later would not learn of it any more. So while the thread waits, `syncing` says so, and what
+   it is told goes to `failed` before it does anything else. It works on a descriptor of its own, so
+   this process's next flush is told as well.
 
 Thread-safety: any thread. `_changed` guards all but the credits, which lose a write now and then.
 """
@@ -42,8 +44,8 @@ import errno
 import os
 import threading
 from array import array
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import monotonic
 from typing import Final
 
@@ -67,6 +69,9 @@ _STEPS: Final = 4096
 
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
+
+# What it says where a file or a kernel has none: that is no failure to write.
+_NO_SUCH_CALL: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ESPIPE})
 
 _sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
 _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
@@ -96,9 +101,20 @@ class Account:
 
 
 class WriteOut:
-    """Writes out what the page cache holds of `fd`, once its thread runs."""
+    """Writes out what the page cache holds of `fd`, once its thread runs.
 
-    def __init__(self, fd: int) -> None:
+    `syncing` is the context in which it waits; `failed` is called with an error that it is told.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        *,
+        syncing: Callable[[], AbstractContextManager[None]] = nullcontext,
+        failed: Callable[[OSError], None] = lambda error: None,
+    ) -> None:
+        self._syncing = syncing
+        self._failed = failed
         # A description of its own: invariant 4.
         self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         self._changed = threading.Condition(threading.Lock())
@@ -191,8 +207,12 @@ class WriteOut:
             if not amount or self._unwritten < self.limit_bytes // 2:
                 return
         began = monotonic()
-        with self.writing():
-            _write_file(self._fd)
+        with self._syncing(), self.writing():
+            try:
+                _write_file(self._fd)
+            except OSError as error:
+                self._failed(error)
+                return
         rate = amount / max(monotonic() - began, 1e-6)
         limit = int(rate * _SECONDS)
         if self._measured:
@@ -221,14 +241,22 @@ class WriteOut:
 
 
 def _write_file(fd: int) -> None:
-    """Write what the page cache holds of a file, a stretch at a time, and wait for each."""
+    """Write what the page cache holds of a file, a stretch at a time, and wait for each.
+
+    Raises `OSError` at the first that fails.
+    """
     size = os.lseek(fd, 0, os.SEEK_END)
     # A block device has all it can hold.
     held = os.fstat(fd).st_blocks * 512 or size
     stretch = max(_STRETCH, min(held, size) // _STEPS)
     offset = 0
     while (offset := _next_data(fd, offset, size)) < size:
-        _sync_file_range(fd, offset, stretch, _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT_AFTER)
+        how = _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT_AFTER
+        if _sync_file_range(fd, offset, stretch, how):
+            number = ctypes.get_errno()
+            if number in _NO_SUCH_CALL:
+                return
+            raise OSError(number, os.strerror(number))
         offset += stretch
 
 

@@ -18,7 +18,7 @@ from tests.powerloss.recording import Event, Recorder, What
 from tests.support.pools import PoolRig
 from thinmeta.check import check_file
 from thinmeta.store.lmdb import LmdbStore
-from thinpoold import admin, recent
+from thinpoold import admin, boot
 from thinpoold.audit import audit
 from thinpoold.pool import Pool
 
@@ -115,7 +115,7 @@ class Cutter:
             os.setxattr(data, name, value)
         self._check(metadata)
         with (
-            patch.object(recent, "_BOOT_ID", self._boot),
+            patch.object(boot, "BOOT_ID", self._boot),
             closing(Pool.open(self._directory)) as pool,
         ):
             found = {}

@@ -9,12 +9,14 @@ Thread-safety: any thread; callers run those that change the pool one at a time.
 """
 
 from thinpoold.admin.facts import find, info, list_volumes, status, tree
+from thinpoold.admin.losses import accept_loss
 from thinpoold.admin.memory import memory
 from thinpoold.admin.settings import get_settings, grow, set_settings
 from thinpoold.admin.snapshots import begin_rollback, rollback, snapshot
 from thinpoold.admin.volumes import begin_delete, create, delete, rename, resize
 
 __all__ = [
+    "accept_loss",
     "begin_delete",
     "begin_rollback",
     "create",

@@ -48,6 +48,7 @@ def status(pool: Pool) -> Fact:
                 "file_size": file_size,
             },
             "volumes": len(pool.registry),
+            "lost": sorted(one.name for one in pool.registry if core.ledger.lost(one.uuid)),
             "deleting": deleting,
             "clients": sum(pool.clients(record.uuid) for record in pool.registry),
             "fastpath": core.fastpath is not None,
@@ -152,6 +153,7 @@ def _describe(pool: Pool, record: VolumeRecord) -> Fact:
         "origin": origin.name if origin is not None else None,
         "created": record.created,
         "read_only": record.read_only,
+        "lost": pool.core.ledger.lost(record.uuid),
         "clients": clients,
         "opened_by": pool.openers.of(record.uuid),
     }

@@ -109,6 +109,9 @@ def begin_delete(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Cal
             pool.registry.remove(record)
             pool.deletion.add(record.dev_id)
             pool.core.reservations.promise(record.uuid, 0)
+    for record in records:
+        pool.core.ledger.remove(record.uuid)
+        pool.core.losses.forget(record.uuid)
     devices = [record.dev_id for record in records]
     return lambda: _fact_of_deletion(pool, names, pool.deletion.finish(devices), dry_run=False)
 

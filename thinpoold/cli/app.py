@@ -48,6 +48,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
         "rename": Verb("volumes", "rename", "Give a volume another name."),
         "delete": Verb("volumes", "delete", "Delete volumes."),
         "rollback": Verb("volumes", "rollback", "Bring a volume back to a snapshot."),
+        "accept-loss": Verb("losses", "accept_loss", "Serve a volume of which something is lost."),
         "uri": Verb("show", "uri", "Print a volume's NBD URI."),
         "attach": Verb("attach", "attach", "Make a volume a block device."),
         "detach": Verb("attach", "detach", "Take the block device away."),

@@ -74,12 +74,16 @@ def call_daemon(paths: PoolPaths, method: str, params: dict[str, Json]) -> Any:
 def call_here(paths: PoolPaths, lock_fd: int, method: str, params: dict[str, Json]) -> Any:
     """Run a method on the pool opened in this process, under the lock that `lock_fd` holds."""
     from thinpoold.control.dispatch import Dispatcher
+    from thinpoold.control.methods import METHODS
     from thinpoold.pool import Pool
 
-    pool = Pool.open(paths.directory, lock_fd=lock_fd)
+    # Who only looks leaves the data device, and what the last daemon left, to the next.
+    looking = METHODS[method].looks
+    pool = Pool.open(paths.directory, lock_fd=lock_fd, looking=looking)
     try:
         result = Dispatcher(_Here(paths, pool)).call(method, params)
-        pool.commit()
+        if not looking:
+            pool.commit()
         return result
     except RpcError as error:
         raise from_rpc(error) from None

@@ -62,7 +62,7 @@ def check(
         lock_fd = stack.enter_context(_stopped(paths)) if clear else None
         running = not clear and _commit_running(paths)
         with Progress(f"checking pool {paths.name}") as progress:
-            result = _check(paths, progress)
+            result = _check(paths, progress, running=running)
         marked = result.needs_check
         # Not of a store that is damaged: LMDB may not survive reading it.
         waiting = _flushed(paths) if result.ok and not running else 0
@@ -127,11 +127,11 @@ def export_metadata(file: str, pool: str | None, as_json: bool) -> None:
         output.emit_json({"file": str(target), "size": target.stat().st_size})
 
 
-def _check(paths: PoolPaths, progress: Progress) -> "CheckResult":
+def _check(paths: PoolPaths, progress: Progress, *, running: bool) -> "CheckResult":
     from thinmeta.check import CheckResult, Problem, check
     from thinmeta.errors import ThinMetaError
     from thinmeta.store.lmdb_file import verify_pages
-    from thinpoold.audit import audit
+    from thinpoold.audit import audit, last_commit
 
     # The store's own pages first: LMDB follows a damaged one blindly.
     damaged = verify_pages(paths.metadata)
@@ -140,7 +140,8 @@ def _check(paths: PoolPaths, progress: Progress) -> "CheckResult":
     try:
         with _opened(paths) as store:
             result = check(store, progress=progress.update)
-            return dataclasses.replace(result, errors=[*result.errors, *audit(store)])
+            more = [*audit(store), *last_commit(store, paths, running=running)]
+            return dataclasses.replace(result, errors=[*result.errors, *more])
     except ThinMetaError as error:
         return CheckResult([Problem("store", paths.metadata.name, str(error))])
 

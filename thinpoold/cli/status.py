@@ -47,6 +47,9 @@ def _text(status: dict[str, Any]) -> str:
         ("volumes", _volumes(status["volumes"], status["deleting"])),
         ("clients", str(status["clients"])),
     ]
+    if status["lost"]:
+        names = ", ".join(status["lost"])
+        rows.append(("not served", f"{names}: something is lost; see 'thinpool accept-loss'"))
     if status.get("running"):
         rows += [
             ("cache", _cache(status["cache"], status["memory"])),

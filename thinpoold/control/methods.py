@@ -74,6 +74,11 @@ class Method:
     changes: bool = False
     effect: str = ""
 
+    @property
+    def looks(self) -> bool:
+        """Whether it does no more than look."""
+        return not self.changes and not self.effect
+
 
 def _status(host: Host, params: Params) -> Result:
     from thinpoold import admin
@@ -145,7 +150,8 @@ METHODS: dict[str, Method] = {
             "`control_socket`, `transaction_id`, `block_size`, `data` (`path`, `size`, `used`), "
             "`cache` (`page` or `bufio`, the one in effect), `metadata` (`size`, `used`, "
             "`file_size`), `memory` (`resident`, `metadata_cache`, `data_cache`, `mapping_tables`, "
-            "`unwritten` and, of all but the first, `bounds`), `volumes`, `deleting` (how many "
+            "`unwritten` and, of all but the first, `bounds`), `volumes`, `lost` (names of volumes "
+            "of which something that was answered is lost), `deleting` (how many "
             "deleted volumes' space is still being given back), `clients`, `fastpath` (whether the "
             "C filter is there) and `fastpath_reason` (why it is not, or empty)",
             _status,
@@ -194,7 +200,8 @@ METHODS: dict[str, Method] = {
             "list",
             "List the volumes.",
             "`volumes`: for each `name`, `id`, `uuid`, `size`, `mapped`, `exclusive`, `origin` "
-            "(a name or null), `created` (UTC, ISO 8601), `read_only`, `clients` (how many "
+            "(a name or null), `created` (UTC, ISO 8601), `read_only`, `lost` (whether something "
+            "that was answered is lost: see `accept-loss`), `clients` (how many "
             "connections), `opened_by`: for each client `pid`, `command`, `uid` and `user` of its "
             "process (null over a network), `address` (null at a Unix socket), `tls`, `read_only`, "
             "`connections`, `since`; what is not known is null",
@@ -269,6 +276,19 @@ METHODS: dict[str, Method] = {
                 _NAME,
                 Param("size", BYTES, "the new size, a multiple of 512"),
                 Param("shrink", FLAG, "allow a smaller size, which discards what is cut", False),
+            ),
+            changes=True,
+        ),
+        Method(
+            "accept-loss",
+            "Let clients open volumes again of which something that was answered is lost.",
+            "`volumes`: for each what `list` says of it, and `losses`: `when` (UTC, ISO 8601), "
+            "`why`, `ranges` (offset and length in bytes of new blocks; what was overwritten in "
+            "place is not known); `dry_run`",
+            _admin("accept_loss"),
+            (
+                Param("names", TEXTS, "the volumes"),
+                Param("dry_run", FLAG, "only say what is lost", False),
             ),
             changes=True,
         ),

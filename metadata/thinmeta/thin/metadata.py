@@ -24,7 +24,7 @@ Thread safety: none of its own.  The caller holds one lock, the metadata lock, f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from thinmeta.btree import Cursor, Tree, next_portion
 from thinmeta.buffers import BufferCache
@@ -61,6 +61,8 @@ class ThinMetadata(Facts):
         self._flags = self._time = self._transaction_id = self._held_root = 0
         self._data_block_sectors = 0
         self.uuid = bytes(16)
+        # Called with the generation of each commit when it is durable; must not raise.
+        self.on_durable: Callable[[int], None] = lambda generation: None
 
     @classmethod
     def create(
@@ -267,6 +269,7 @@ class ThinMetadata(Facts):
         Raises `NoMetadataSpace` or `StoreError`: then `abandon`; the last commit stands.
         """
         self._tm.write(frozen)
+        self.on_durable(self._store.generation)
 
     def committed(self, frozen: FrozenTransaction) -> list[Range]:
         """The frozen transaction is durable.

@@ -127,8 +127,10 @@ def test_a_mark_is_cleared_together_with_the_commit_of_what_was_flushed(
     told = rig.run("check", "--json")
     assert (told.returncode, json.loads(told.stdout)["needs_check"]) == (0, True)
     assert "they wait for the mark to go" in told.stderr
-    for words in (["start"], ["list"]):
+    for words in (["start"], ["create", "b", "1M"]):
         refused(rig, *words, says="1 changes that were flushed wait")
+    # To look changes nothing.
+    assert rig.status()["mode"] == "read-only"
     done = rig.run("check", "--clear-needs-check")
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
     assert "made 1 changes of mappings good" in done.stderr

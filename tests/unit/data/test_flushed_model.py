@@ -20,9 +20,10 @@ from tests.unit.data.test_recent import BLOCK, blocks, die
 from thinmeta.check import check
 from thinmeta.errors import NoMetadataSpace, StoreError
 from thinmeta.store.lmdb import LmdbStore
-from thinpoold import admin, discard, recent
+from thinpoold import admin, boot, discard
 from thinpoold.device import DataDevice
 from thinpoold.errors import DeviceError, NotRecovered
+from thinpoold.modes import Mode
 from thinpoold.pool import Pool, create_pool
 from thinpoold.volume import Volume
 
@@ -43,7 +44,7 @@ class Model:
         self._boot, self._boots = directory / "boot_id", 0
         self._volumes: dict[str, Volume] = {}
         self._made = self._written = 0
-        patch.setattr(recent, "_BOOT_ID", self._boot)
+        patch.setattr(boot, "BOOT_ID", self._boot)
         self._reboot()
         # So large that it is never full: for that a flush within a flush would have to wait.
         create_pool(self._directory, size=1 << 30)
@@ -129,17 +130,32 @@ class Model:
         error = self.rng.choice([NoMetadataSpace("full"), StoreError(errno.EIO)])
         with self._failing(LmdbStore, "commit", error):
             self._try(self.pool.commit)
-        self._go_on()
+            # What clients did is durable all the same, as notes.
+            self.pool.core.sync()
+            self._verify(strict=True)
+        if isinstance(error, NoMetadataSpace) and self.rng.random() < 0.5:
+            self._go_on_as_it_is()
+        else:
+            self._go_on(strict=True)
+
+    def _go_on_as_it_is(self) -> None:
+        """There is room again: the pool finds that out by itself."""
+        while self.pool.core.modes.mode is not Mode.WRITE:
+            self.pool.core._tick()
+        self._verify(strict=True)
+        self.maybe.clear()
 
     def fail_the_data(self) -> None:
         with self._failing(DataDevice, "flush", DeviceError("no", errno.EIO)):
             self._try(self.rng.choice([self.pool.core.sync, self.pool.core.flush]))
-        self._go_on()
+        for name in {name for name, _ in self.maybe}:
+            assert self.pool.core.ledger.lost(self.pool.registry.get(name).uuid)
+        self._go_on(strict=False)
 
-    def _go_on(self) -> None:
+    def _go_on(self, *, strict: bool) -> None:
         """The pool has gone back; what it shows now it has after the next start, too."""
+        self._verify(strict=strict)
         self._volumes.clear()
-        self._verify(strict=False)
         die(self.pool) if self.rng.random() < 0.5 else self.pool.close()
         if self.rng.random() < 0.5:
             self._reboot()

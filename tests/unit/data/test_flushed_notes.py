@@ -19,9 +19,16 @@ from thinmeta.check import check
 from thinmeta.errors import Corrupt, NoMetadataSpace, StoreError
 from thinmeta.store.lmdb import LmdbStore
 from thinmeta.thin import ThinMetadata
-from thinpoold import admin, discard, recent
+from thinpoold import admin, boot, discard, recent
 from thinpoold.device import DataDevice
-from thinpoold.errors import DeviceError, NotRecovered, PoolStopped, ThinPoolError
+from thinpoold.errors import (
+    DeviceError,
+    LossNotAccepted,
+    NotRecovered,
+    PoolStopped,
+    ThinPoolError,
+)
+from thinpoold.ledger import Guest
 from thinpoold.modes import Mode
 from thinpoold.notes import Change, Leftover
 from thinpoold.pool import Pool, create_pool
@@ -57,7 +64,7 @@ def reboot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None
     def again() -> None:
         path = tmp_path / "boot_id"
         path.write_text(f"{next(boots):032x}\n")
-        monkeypatch.setattr(recent, "_BOOT_ID", path)
+        monkeypatch.setattr(boot, "BOOT_ID", path)
 
     return again
 
@@ -383,7 +390,7 @@ def prepared(directory: Path) -> tuple[Pool, Any]:
 @pytest.mark.parametrize("boots", [False, True], ids=["killed", "power"])
 @pytest.mark.parametrize("closed", [False, True], ids=["died", "closed"])
 @pytest.mark.parametrize("error", [FULL, StoreError(errno.EIO), Corrupt("node", "7", "bad")])
-def test_going_back_keeps_what_was_flushed(
+def test_going_back_keeps_what_was_answered_or_says_that_it_is_lost(
     directory: Path,
     reboot: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -392,23 +399,35 @@ def test_going_back_keeps_what_was_flushed(
     boots: bool,
 ) -> None:
     pool, volume = prepared(directory)
+    lost = isinstance(error, Corrupt)
+    expected = b"\0b\0" if lost else b"\0bc"
     with monkeypatch.context() as patch:
         fail_commits(patch, error)
         with pytest.raises(type(error)):
             pool.core.flush()
         assert pool.core.modes.mode is Mode.READ_ONLY
-        assert blocks(volume)[:3] == b"\0b\0"
-        with pytest.raises(PoolStopped):
+        assert blocks(volume)[:3] == expected
+        if lost:
+            with pytest.raises(PoolStopped):
+                pool.core.sync()
+        else:
             pool.core.sync()
-        pool.close() if closed else die(pool)
+            with pytest.raises(type(error)):
+                pool.core.flush()
+        if closed and not lost:
+            with pytest.raises(type(error)):
+                pool.close()
+        else:
+            pool.close() if closed else die(pool)
     if boots:
         reboot()
     reader = Pool.open(directory, read_only=True)
     assert block(reader.open_volume("v"), 0) == b"a", "a reader shows the last commit"
     reader.close()
     pool, volume = opened(directory)
-    assert blocks(volume)[:3] == b"\0b\0"
+    assert blocks(volume)[:3] == expected
     assert pool.core.modes.mode is Mode.WRITE
+    assert pool.core.ledger.lost(volume.uuid) is lost
     pool.close()
 
 
@@ -416,7 +435,7 @@ def test_damage_is_marked_in_one_commit_with_what_was_flushed(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool, volume = prepared(directory)
-    calls = iter([True, False])
+    calls = iter([True, False, False])
     with monkeypatch.context() as patch:
         fail_commits(patch, Corrupt("node", "7", "bad"), lambda: next(calls))
         with pytest.raises(Corrupt):
@@ -424,7 +443,7 @@ def test_damage_is_marked_in_one_commit_with_what_was_flushed(
     pool.close()
     pool, volume = opened(directory)
     assert pool.metadata.needs_check
-    assert blocks(volume)[:3] == b"\0b\0"
+    assert blocks(volume)[:3] == b"\0bc"
     pool.close()
 
 
@@ -475,8 +494,12 @@ def test_a_pool_does_not_open_without_what_was_flushed(
     die(pool)
     reboot()
 
-    def fail(*arguments: object) -> None:
-        raise OSError(errno.EIO, "no")
+    real = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if "recent" in path.name:
+            raise OSError(errno.EIO, "no")
+        return real(path)
 
     with monkeypatch.context() as patch:
         if what == "commit":
@@ -614,16 +637,17 @@ def test_a_data_device_that_fails_a_flush_at_opening_has_what_was_flushed_alone(
         if commits:
             pool, volume = opened(directory)
             assert blocks(volume)[:4] == b"\0b\0\0"
-            assert pool.core.modes.mode is Mode.READ_ONLY
-            with pytest.raises(PoolStopped, match="is lost"):
-                pool.core.sync()
-            pool.close()
+            with pytest.raises(LossNotAccepted):
+                pool.open_volume("v", guest=Guest("a client"))
+            die(pool)
         else:
             fail_commits(patch, FULL)
             with pytest.raises(NotRecovered, match="2 changes that were flushed"):
                 Pool.open(directory)
     pool, volume = opened(directory)
     assert blocks(volume)[:4] == b"\0b\0\0"
+    with pytest.raises(LossNotAccepted):
+        pool.open_volume("v", guest=Guest("a client"))
     pool.core.sync()
     pool.close()
 

@@ -9,12 +9,12 @@ import pytest
 
 from thinmeta.check import check
 from thinmeta.store.lmdb import LmdbStore
-from thinpoold import admin, discard, recent
-from thinpoold.errors import NoSpace
+from thinpoold import admin, boot, discard
+from thinpoold.errors import DeviceError, LossNotAccepted, NoSpace
+from thinpoold.ledger import Guest
 from thinpoold.notes import Change, Leftover
 from thinpoold.pool import Pool, create_pool
 from thinpoold.recent import RecentChanges
-from thinpoold.rounds import Rounds
 from thinpoold.settings import Settings
 from thinpoold.volume import Volume
 
@@ -46,6 +46,7 @@ def die(pool: Pool) -> None:
     """Leave all as a killed process does."""
     pool.core.stop()
     pool.core.recent.close()
+    pool.core.ledger.end(clean=False)
     pool.device.close()
     pool.store.close()
     assert pool._own_lock is not None
@@ -129,8 +130,10 @@ def test_another_boot_or_pool_has_no_leftovers(
     if which == "boot":
         other = tmp_path / "boot_id"
         other.write_text("01234567-89ab-cdef-0123-456789abcdef\n")
-        monkeypatch.setattr(recent, "_BOOT_ID", other)
-        assert RecentChanges(paths, UUID).leftovers() == []
+        monkeypatch.setattr(boot, "BOOT_ID", other)
+        # That they were there is known: in a container the machine may live.
+        (left,) = RecentChanges(paths, UUID).leftovers()
+        assert (left.changes, left.dropped) == ([], [Change(1, 1, 1, 1)])
     else:
         assert RecentChanges(paths, bytes(16)).leftovers() == []
 
@@ -138,11 +141,12 @@ def test_another_boot_or_pool_has_no_leftovers(
 def test_nothing_is_noted_where_boots_cannot_be_told_apart(
     paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(recent, "_BOOT_ID", tmp_path / "missing")
+    monkeypatch.setattr(boot, "BOOT_ID", tmp_path / "missing")
     changes = RecentChanges(paths, UUID)
     changes.begin(1)
     changes.inserted(1, 1, 1, 1)
     changes.freeze()
+    assert not changes.complete
     changes.erase()
     assert not any(path.exists() for path in paths)
 
@@ -376,19 +380,27 @@ def test_a_contradiction_ends_it_and_the_pool_opens(
     changes.inserted(volume.dev_id, 14, 11, 1)
     changes.close()
     pool, volume = opened(directory)
-    assert "2 that were answered are lost" in caplog.text
+    assert "volume 'v': something that was answered is lost: change 1 is at odds" in caplog.text
     assert admin.info(pool, "v")["mapped"] == 2 * BLOCK
+    uuid = volume.uuid
+    assert pool.core.ledger.lost(uuid)
+    ranges = pool.core.losses.of(uuid)[0]["ranges"]
+    assert ranges == [[5 * BLOCK, 8 * BLOCK], [14 * BLOCK, BLOCK]]
     pool.close()
 
 
-def test_after_an_abandoned_transaction_nothing_comes_back(directory: Path) -> None:
-    """The client was told that its flush failed."""
+def test_after_a_failure_of_the_data_device_nothing_comes_back(directory: Path) -> None:
+    """The client was told that its flush failed, or will be when it opens the volume."""
     pool, volume = opened(directory)
     volume.pwrite(b"a" * BLOCK, 0)
-    Rounds(pool.core).abandon(OSError(5, "the disk is gone"))
+    pool.device.fail(DeviceError("the disk is gone", 5))
+    with pytest.raises(DeviceError):
+        pool.core.sync()
     die(pool)
     pool, volume = opened(directory)
     assert blocks(volume) == bytes(16)
+    with pytest.raises(LossNotAccepted, match="is lost"):
+        pool.open_volume("v", guest=Guest("a client"))
     pool.close()
 
 

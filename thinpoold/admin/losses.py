@@ -1,0 +1,46 @@
+"""Losses: what was answered of a volume and is gone, and an administrator's word that it may be.
+
+Until then no client opens the volume: the one that was answered may be any of them, and would be
+told by its next flush that all is well (`ledger`).
+
+Thread-safety: any thread; one at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from thinpoold.admin.facts import Fact, describe
+from thinpoold.errors import UserError
+from thinpoold.pool import Pool
+
+
+def accept_loss(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact:
+    """Let clients open volumes again of which something is lost, and say what was.
+
+    The volume's content is another than its clients know, so its generation goes up. Raises
+    `NoSuchVolume`, and `UserError` for a volume of which nothing is lost: then none is accepted.
+    """
+    core = pool.core
+    names = list(dict.fromkeys(names))
+    with core.lock:
+        records = [pool.registry.get(name) for name in names]
+    for record in records:
+        if not core.ledger.lost(record.uuid):
+            raise UserError(
+                f"nothing of volume {record.name!r} is lost: there is nothing to accept"
+            )
+    losses = {record.name: core.losses.of(record.uuid) for record in records}
+    if not dry_run:
+        with pool.changing():
+            for record in records:
+                pool.put_volume(dataclasses.replace(record))
+        for record in records:
+            core.ledger.accept(record.uuid)
+            core.losses.forget(record.uuid)
+    facts = describe(pool, records)
+    return {
+        "volumes": [{**fact, "losses": losses[str(fact["name"])]} for fact in facts],
+        "dry_run": dry_run,
+    }

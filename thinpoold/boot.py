@@ -1,0 +1,75 @@
+"""Which boot of the machine this is: the page cache, and all else in memory, dies with it.
+
+The kernel's boot id tells boots apart, but not everywhere what reads it: systemd-nspawn and LXC put
+a file of the container's own over it, which differs at each start of the container while the
+machine, and its page cache, go on. Two ids that differ then say nothing about the machine, and
+nothing else does that a container can see: clocks and counters can be alike in two boots, a file in
+a tmpfs dies with the container or is the administrator's to keep.
+
+    ids equal                          the same boot
+    ids differ, both the kernel's own  another boot: memory is gone, and every local client with it
+    ids differ, one is a container's   unknown: neither may be assumed
+
+What is assumed: an id that is mounted over is another's, one that is not is the kernel's; and a
+kernel's id never comes twice.
+
+Thread-safety: no state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+# mountinfo(5): the fifth field of a line.
+_MOUNT_POINT: Final = 4
+
+
+class Since(Enum):
+    """What became of the machine since an earlier boot was noted."""
+
+    SAME = "the same boot"
+    OTHER = "another boot"
+    UNKNOWN = "an unknown boot"
+
+
+@dataclass(frozen=True)
+class Boot:
+    """`id` is 16 bytes, empty where there is none; `own`: it is the kernel's, not a container's."""
+
+    id: bytes
+    own: bool
+
+    def since(self, earlier: Boot) -> Since:
+        """Return what became of the machine since that boot."""
+        if not self.id or not earlier.id:
+            return Since.UNKNOWN
+        if self.id == earlier.id:
+            return Since.SAME
+        return Since.OTHER if self.own and earlier.own else Since.UNKNOWN
+
+
+NO_BOOT: Final = Boot(b"", own=False)
+"""Of which nothing is known."""
+
+
+def current() -> Boot:
+    """Return this boot."""
+    try:
+        boot_id = bytes.fromhex(BOOT_ID.read_text().strip().replace("-", ""))
+    except (OSError, ValueError):
+        return NO_BOOT
+    return Boot(boot_id, own=not _is_mounted_over(BOOT_ID))
+
+
+def _is_mounted_over(path: Path) -> bool:
+    try:
+        lines = _MOUNTS.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        # Without /proc/self/mountinfo this is no ordinary Linux: nothing is known.
+        return True
+    return any(line.split(" ", _MOUNT_POINT + 1)[_MOUNT_POINT] == str(path) for line in lines)

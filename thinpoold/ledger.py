@@ -1,0 +1,371 @@
+"""What a pool knows of its clients beyond its own death: a small file beside the metadata.
+
+The metadata says what volumes hold, the notes (`recent`) what changed since. This file says of each
+volume who has it open, whether something written may not be on disk yet, and whether something that
+was answered is lost; and of the pool which commit was its last, and whether its end was in order.
+It is not in the metadata because it must be written when the metadata cannot be.
+
+`ledger_format` has what is in it. What a slot says is in the page cache when the call returns, so
+it outlives the process; `durable` calls sync it as well.
+
+Invariants
+
+1. A volume is marked OPEN and WRITTEN before its client's opening is answered. WRITTEN goes when it
+   is not open any more and a flush of the data device that began after that has succeeded.
+2. LOST is durable before anybody is told that the loss is over: before the notes of what is lost
+   go, and before a flush succeeds. It goes when an administrator has accepted it (`admin.losses`).
+3. The file is written to its full size and synced when it is made: marking never needs space, but
+   for the 512th volume that is open at once.
+4. `generation` is that of a commit which is durable: the last, or the one before it.
+
+Thread-safety: any thread. `_lock` guards all; nothing else is taken under it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from time import time
+from typing import Final
+
+from thinpoold.boot import NO_BOOT, Boot
+from thinpoold.errors import DeviceError, NoSpace
+from thinpoold.ledger_format import (
+    NO_MARK,
+    NO_STATE,
+    SLOT_BYTES,
+    Entry,
+    Found,
+    Guest,
+    Mark,
+    State,
+    name_digest,
+    pack_pool,
+    packed,
+    read,
+)
+
+__all__ = [
+    "NO_STATE",
+    "Entry",
+    "Found",
+    "Guest",
+    "Ledger",
+    "Mark",
+    "State",
+    "name_digest",
+    "other_commit",
+    "read",
+]
+
+_STEP: Final = 64 << 10
+
+
+def other_commit(generation: int, found: Found) -> str:
+    """Return why a store's commit is not the pool's last; '' if it is, as far as is known.
+
+    LMDB has two meta pages, and takes the one that says to be newer: a flipped bit makes it open
+    the commit before, or lets the number jump. Of a process that died, the ledger may not know the
+    last commit yet.
+    """
+    if found.state is None or not found.generation:
+        return ""
+    if generation < found.generation:
+        return (
+            f"metadata.lmdb opens at commit {generation}, but the pool made commit "
+            f"{found.generation}: its newest page is damaged, or it is an older copy; what is "
+            "there can be read, and 'thinpool export-metadata' saves it"
+        )
+    if found.died and generation > found.generation + 1:
+        return (
+            f"metadata.lmdb opens at commit {generation}, but the pool's last was "
+            f"{found.generation}: its newest page is damaged, or it is not of this pool; what is "
+            "there can be read, and 'thinpool export-metadata' saves it"
+        )
+    return ""
+
+
+class Ledger:
+    """The ledger of one pool. Without a path it is kept in memory alone.
+
+    `found` is what an earlier process left; nothing is written before `begin`.
+    """
+
+    def __init__(self, path: Path | None = None, uuid: bytes = bytes(16)) -> None:
+        self._path = path
+        self._uuid = uuid
+        self.found = read(path, uuid) if path is not None else Found()
+        self._lock = threading.Lock()
+        self._entries = {entry.uuid: entry for entry in self.found.entries.values()}
+        self._slots = {entry.uuid: slot for slot, entry in self.found.entries.items()}
+        self._free: list[int] = []
+        self._size = 0
+        self._fd = -1
+        self._state = NO_STATE
+        self._generation = 0
+        self._boot = NO_BOOT
+        self._syncing = 0
+        # Those that are open in this process; the other OPEN ones were, in an earlier.
+        self._present: set[bytes] = set()
+
+    # --- the process's life -----------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the file, or make it: marks are written from now on, and the pool is not CLEAN.
+
+        What was found stays until `begin`. Raises `DeviceError`, `NoSpace`.
+        """
+        with self._lock:
+            found = self.found
+            self._state = (found.state or NO_STATE) & ~State.CLEAN
+            self._generation, self._boot = found.generation, found.boot
+            if self._path is None:
+                return
+            try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._fd = os.open(self._path, flags, 0o600)
+                self._size = os.fstat(self._fd).st_size // _STEP * _STEP
+            except OSError as error:
+                raise _failure(self._path, error) from None
+            taken = {0, *self._slots.values()}
+            slots = range(self._size // SLOT_BYTES - 1, -1, -1)
+            self._free = [slot for slot in slots if slot not in taken]
+            if not self._size:
+                self._grow()
+            self._put_pool()
+
+    def begin(self, boot: Boot, generation: int) -> None:
+        """Begin anew, in this boot, on top of that commit: what was lost before is marked.
+
+        Raises `DeviceError`.
+        """
+        with self._lock:
+            self._boot, self._generation = boot, generation
+            self._state = NO_STATE if boot.own else State.CONTAINED
+            self._put_pool()
+            self._sync()
+
+    def end(self, *, clean: bool) -> None:
+        """Close the file; `clean`: all is committed, and on disk."""
+        with self._lock:
+            if clean:
+                self._state |= State.CLEAN
+                self._put_pool()
+                self._sync()
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+    # --- the pool ---------------------------------------------------------------------------------
+
+    def committed(self, generation: int) -> None:
+        """A commit is durable. Raises `DeviceError`."""
+        with self._lock:
+            self._generation = generation
+            self._put_pool()
+
+    def note(self, state: State, *, on: bool, durable: bool = False) -> None:
+        """Set a state of the pool, or take it back. Raises `DeviceError`."""
+        with self._lock:
+            wanted = self._state | state if on else self._state & ~state
+            if wanted != self._state:
+                self._state = wanted
+                self._put_pool()
+            if durable:
+                self._sync()
+
+    def has(self, state: State) -> bool:
+        return state in self._state
+
+    @contextmanager
+    def syncing(self) -> Iterator[None]:
+        """A call is under way that may be told of write errors. Raises `DeviceError`."""
+        with self._lock:
+            self._syncing += 1
+            if self._syncing == 1:
+                self._state |= State.SYNCING
+                self._put_pool()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._syncing -= 1
+                if not self._syncing:
+                    self._state &= ~State.SYNCING
+                    self._put_pool()
+
+    # --- volumes ----------------------------------------------------------------------------------
+
+    def opened(self, uuid: bytes, guest: Guest | None = None) -> None:
+        """A volume is being opened, by a client or by this process itself. Raises `DeviceError`."""
+        with self._lock:
+            entry = self._entries.get(uuid, Entry(uuid))
+            marks = entry.marks | Mark.WRITTEN
+            if guest is not None:
+                marks |= Mark.OPEN | (Mark.NETWORK if guest.network else NO_MARK)
+            known = uuid in self._present and entry.name == (guest.name if guest else entry.name)
+            self._present.add(uuid)
+            if known and marks == entry.marks:
+                return
+            away = guest is not None and guest.network and Mark.NETWORK not in entry.marks
+            entry = replace(entry, marks=marks)
+            if guest is not None:
+                # A client that came by a name is the one to remember: another could have it.
+                name = guest.name if any(guest.name) else entry.name
+                entry = replace(entry, since=int(time()), client=guest.client, name=name)
+            self._put(entry)
+            if away:
+                # A client elsewhere outlives a power cut here.
+                self._sync()
+
+    def closed(self, uuid: bytes) -> None:
+        """Nobody has the volume open any more."""
+        with self._lock:
+            self._present.discard(uuid)
+            entry = self._entries.get(uuid)
+            if entry is not None:
+                marks = entry.marks & ~(Mark.OPEN | Mark.NETWORK)
+                self._put(Entry(uuid, marks, entry.since))
+
+    def entry(self, uuid: bytes) -> Entry:
+        """What is known of a volume."""
+        return self._entries.get(uuid, Entry(uuid))
+
+    def entries(self) -> list[Entry]:
+        """All volumes of which something is known."""
+        with self._lock:
+            return list(self._entries.values())
+
+    def absent(self, uuid: bytes) -> Entry | None:
+        """Who had the volume open when an earlier process ended, and has not come back."""
+        entry = self._entries.get(uuid)
+        if entry is None or Mark.OPEN not in entry.marks or uuid in self._present:
+            return None
+        return entry
+
+    def holder(self, name: str) -> Entry | None:
+        """Whose client has a volume open by this name, and would find another under it one day."""
+        digest = name_digest(name)
+        with self._lock:
+            found = [one for one in self._entries.values() if one.name == digest]
+        return next((one for one in found if Mark.OPEN in one.marks), None)
+
+    def forget(self, uuid: bytes) -> None:
+        """Who had the volume open is not expected back."""
+        with self._lock:
+            if uuid in self._entries and uuid not in self._present:
+                entry = self._entries[uuid]
+                self._put(Entry(uuid, entry.marks & ~(Mark.OPEN | Mark.NETWORK), entry.since))
+
+    def remove(self, uuid: bytes) -> None:
+        """The volume is gone for good."""
+        with self._lock:
+            if uuid in self._entries:
+                self._put(Entry(uuid))
+
+    def unwritten(self) -> list[bytes]:
+        """Volumes of which something may not be on disk."""
+        with self._lock:
+            return [one.uuid for one in self._entries.values() if Mark.WRITTEN in one.marks]
+
+    def closed_unwritten(self) -> list[bytes]:
+        """Those of them that nobody has open: all that was written to them was written by now."""
+        with self._lock:
+            return [
+                one.uuid
+                for one in self._entries.values()
+                if Mark.WRITTEN in one.marks and one.uuid not in self._present
+            ]
+
+    def written(self, uuids: Iterable[bytes]) -> None:
+        """A flush that began after `closed_unwritten` has brought to disk all that they hold."""
+        with self._lock:
+            for uuid in uuids:
+                if uuid not in self._present and uuid in self._entries:
+                    entry = self._entries[uuid]
+                    self._put(replace(entry, marks=entry.marks & ~Mark.WRITTEN))
+
+    def lose(self, uuids: Iterable[bytes]) -> None:
+        """Something that was answered of these volumes is lost; durable. Raises `DeviceError`."""
+        with self._lock:
+            for uuid in uuids:
+                entry = self._entries.get(uuid, Entry(uuid))
+                self._put(replace(entry, marks=entry.marks | Mark.LOST, since=int(time())))
+            self._sync()
+
+    def accept(self, uuid: bytes) -> None:
+        """An administrator has accepted the loss, and whoever had it open is not expected back."""
+        with self._lock:
+            if uuid in self._entries:
+                keep = self._entries[uuid].marks & Mark.WRITTEN
+                self._put(Entry(uuid, keep))
+                self._sync()
+
+    def lost(self, uuid: bytes) -> bool:
+        """Whether something that was answered is lost, and nobody has accepted that."""
+        return Mark.LOST in self.entry(uuid).marks
+
+    # --- pieces -----------------------------------------------------------------------------------
+
+    def _put(self, entry: Entry) -> None:
+        uuid = entry.uuid
+        slot = self._slots.get(uuid)
+        if not entry.marks:
+            self._entries.pop(uuid, None)
+            if slot is not None:
+                self._write(bytes(SLOT_BYTES), slot)
+                self._free.append(self._slots.pop(uuid))
+            return
+        if slot is None and self._fd >= 0:
+            if not self._free:
+                self._grow()
+            slot = self._slots[uuid] = self._free.pop()
+        self._entries[uuid] = entry
+        if slot is not None:
+            self._write(packed(entry.pack(), self._uuid), slot)
+
+    def _put_pool(self) -> None:
+        self._write(packed(pack_pool(self._state, self._generation, self._boot), self._uuid), 0)
+
+    def _grow(self) -> None:
+        """Make room for more slots, written and synced."""
+        assert self._path is not None
+        try:
+            if os.pwrite(self._fd, bytes(_STEP), self._size) != _STEP:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._fd)
+        except OSError as error:
+            raise _failure(self._path, error) from None
+        first = max(1, self._size // SLOT_BYTES)
+        self._size += _STEP
+        self._free = [*range(self._size // SLOT_BYTES - 1, first - 1, -1), *self._free]
+
+    def _write(self, octets: bytes, slot: int) -> None:
+        if self._fd < 0:
+            return
+        assert self._path is not None
+        try:
+            if os.pwrite(self._fd, octets, slot * SLOT_BYTES) != SLOT_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise _failure(self._path, error) from None
+
+    def _sync(self) -> None:
+        if self._fd < 0:
+            return
+        assert self._path is not None
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise _failure(self._path, error) from None
+
+
+def _failure(path: Path, error: OSError) -> DeviceError | NoSpace:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"{path}: {error.strerror}: make room on its file system")
+    return DeviceError(f"{path}: {error.strerror}", error.errno or 0)
