@@ -120,7 +120,8 @@ def _check_fast(volume: Volume, offset: int, count: int, *, may_trim: bool, unma
                 mapped = 0
                 for run in core.metadata.runs(volume.dev_id, begin, end):
                     mapped += run.length
-                    if not core.may_write(run) or not core.device.zeroes_fast:
+                    in_place = all(alone for _, alone in core.parts(run))
+                    if not in_place or not core.device.zeroes_fast:
                         raise NotFast("zeroing here is no faster than writing")
                 if mapped < end - begin and not may_trim:
                     raise NotFast("zeroing here is no faster than writing")

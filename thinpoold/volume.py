@@ -290,10 +290,11 @@ class Volume:
             for number, run in enumerate(core.metadata.runs(self.dev_id, block, end)):
                 if number >= FILL_RUNS and run.begin >= last:
                     break
-                if core.may_write(run):
-                    self._show_in_place(run, own)
-                else:
-                    self.table.set_run(run.begin, run.data_begin, run.length, writable=False)
+                for part, in_place in core.parts(run):
+                    if in_place:
+                        self._show_in_place(part, own)
+                    else:
+                        self.table.set_run(part.begin, part.data_begin, part.length, writable=False)
         except ThinMetaError:
             # The damage may be beside what was asked for.
             mapping = core.metadata.lookup(self.dev_id, block)
