@@ -166,8 +166,6 @@ class Volume:
         count = len(data)
         if offset + count > self.size:
             raise self._out_of_range(offset, count, write=True)
-        if self.read_only:
-            raise ReadOnlyVolume(f"volume {self.name} is read-only")
         credit = self._credit
         credit[0] -= count
         if credit[0] < 0:
@@ -179,6 +177,9 @@ class Volume:
         gate = self.gate
         gate.enter()
         try:
+            if self.read_only:
+                # Looked at in here, for it becomes so with the gate closed.
+                self.check_writable()
             entry = self._entries[block]
             if within + count > size:
                 self.write(Payload(memoryview(data), count), offset)
@@ -207,14 +208,22 @@ class Volume:
             self._write_again(Payload(memoryview(data), count), offset)
 
     def _write_again(self, payload: Payload, offset: int) -> None:
-        self.request(lambda: self.write(payload, offset))
+        def attempt() -> None:
+            self.check_writable()
+            self.write(payload, offset)
+
+        self.request(attempt)
+
+    def check_writable(self) -> None:
+        """Raise unless clients may write. Inside the gate, or with it closed, it stays true."""
+        if self.read_only:
+            raise ReadOnlyVolume(f"volume {self.name} is read-only")
 
     def check_change(self, offset: int, count: int) -> None:
         """Raise unless a range may be changed by a client."""
         if offset + count > self.size:
             raise self._out_of_range(offset, count, write=True)
-        if self.read_only:
-            raise ReadOnlyVolume(f"volume {self.name} is read-only")
+        self.check_writable()
         self.core.modes.check_writable()
 
     def request(self, attempt: Callable[[], None], *, writes: bool = True) -> None:
