@@ -33,11 +33,10 @@ def accept_loss(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact
     losses = {record.name: core.losses.of(record.uuid) for record in records}
     if not dry_run:
         with pool.changing() as begin:
+            records = [pool.registry.get(name).jumped() for name in names]
             begin()
-            # Those that there are by now.
-            records = [pool.registry.get(name) for name in names]
             for record in records:
-                pool.put_volume(record.jumped())
+                pool.put_volume(record)
         for record in records:
             core.ledger.accept(record.uuid)
             core.losses.forget(record.uuid)
