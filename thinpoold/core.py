@@ -2,6 +2,9 @@
 
 What makes things durable is in `rounds`; what a crash leaves, in docs/crash-ordering.md.
 
+A change is judged, then begun, then committed, then shown: what is refused has changed nothing, and
+what a crash would take back nobody has relied on (`pool`).
+
 Invariants
 
 1. Every call of the metadata is made with `lock` held, but `write`, which the commit makes without;
@@ -26,13 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from thinmeta.errors import (
-    AlreadyExists,
-    Corrupt,
-    NoDataSpace,
-    NoMetadataSpace,
-    NotFound,
-)
+from thinmeta.errors import Corrupt, NoDataSpace, NoMetadataSpace, StoreError
 from thinmeta.thin import Run, ThinMetadata
 from thinpoold.ahead import Taken
 from thinpoold.committer import INTERVAL_SECONDS, Committer, Timer
@@ -45,7 +42,7 @@ from thinpoold.modes import Mode, Modes
 from thinpoold.recent import RecentChanges
 from thinpoold.reclaim import Ranges, Reclaimer
 from thinpoold.reservations import Reservations
-from thinpoold.rounds import FAILURES, Rounds
+from thinpoold.rounds import Rounds
 from thinpoold.settings import Settings
 from thinpoold.unshared import Unshared
 
@@ -121,6 +118,8 @@ class Core:
         # tell of. Both with the lock held.
         self.broken_by: Exception | None = None
         self.unnoted = False
+        # Whether whoever holds the lock has begun to change the metadata.
+        self.begun = False
         self._low = False
         # How often the timer has come round; it goes up while the pool is alive.
         self.ticks = 0
@@ -187,16 +186,31 @@ class Core:
     # --- failures -------------------------------------------------------------------------------
 
     def changing(self) -> _Change:
-        """The lock, for changes of the metadata. Raises `Stopped` unless the pool takes writes.
+        """The lock, for a change of the metadata. Raises `Stopped` unless the pool takes writes.
 
-        A failure half way breaks the transaction: whoever gets it calls `settle`, outside gates.
-        Until it is committed, every flush is a commit.
+        First what is asked for is judged: what is raised then has changed nothing. Then the change
+        begins (`begin_change`): whatever is raised from there on breaks the transaction, and
+        whoever gets it calls `settle`, outside gates. Until it is committed, every flush is a
+        commit.
         """
         return self._change
 
     def noting(self) -> _Change:
-        """As `changing`, for changes of mappings that are noted in `recent` within the context."""
+        """As `changing`, for changes of mappings that are noted in `recent` within the context.
+
+        Such a change begins with the context.
+        """
         return self._noted_change
+
+    def begin_change(self) -> None:
+        """Inside `changing`: nothing is refused any more, and the metadata is changed."""
+        self.begun = True
+        self.unnoted = True
+
+    def check_begun(self) -> None:
+        """Raise `RuntimeError`, a bug, unless a change has begun. Lock held."""
+        if not self.begun:
+            raise RuntimeError("the metadata is changed before the change has begun")
 
     def broken(self, error: Exception) -> None:
         """A change failed half way. Lock held."""
@@ -237,7 +251,7 @@ class Core:
         """Deal with an error that may be a failure of the metadata. Outside gates."""
         if self.broken_by is not None:
             self.settle()
-        elif isinstance(error, FAILURES):
+        elif isinstance(error, Corrupt | StoreError):
             self.settle(error)
 
     def settle(self, error: Exception | None = None) -> None:
@@ -430,9 +444,6 @@ class _Patience:
 class _Change:
     """The context of `Core.changing`. A class: a generator would take three times as long."""
 
-    # Raised before anything was changed.
-    _HARMLESS = (AlreadyExists, NoDataSpace, NotFound, ThinPoolError)
-
     def __init__(self, core: Core, *, noted: bool) -> None:
         self._core = core
         self._noted = noted
@@ -446,16 +457,16 @@ class _Change:
         except BaseException:
             core.lock.release()
             raise
-        if not self._noted:
-            core.unnoted = True
+        core.begun = self._noted
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         core = self._core
         try:
-            if error is not None and not isinstance(error, self._HARMLESS):
+            if error is not None and core.begun:
                 # A command may be interrupted in the midst.
                 core.broken(
                     error if isinstance(error, Exception) else TransactionBroken("interrupted")
                 )
         finally:
+            core.begun = False
             core.lock.release()

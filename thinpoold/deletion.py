@@ -57,7 +57,8 @@ class Deletion:
         self.timer = Timer("delete", self.go_on, None)
 
     def add(self, dev_id: int) -> None:
-        """Note a device that no volume has any more. In a change, with the core's lock held."""
+        """Note a device that no volume has any more. In a change that has begun."""
+        self._core.check_begun()
         self._core.metadata.put_record(TABLE, _key(dev_id), b"")
 
     def start(self) -> None:
@@ -110,6 +111,7 @@ class Deletion:
         at: Cursor | None = Cursor()
         while at is not None and not self._stopping:
             with core.settled(), core.changing():
+                core.begin_change()
                 used = metadata.data_used
                 at = metadata.delete_some(dev_id, at)
                 if at is None:

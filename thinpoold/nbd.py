@@ -88,12 +88,13 @@ _runtime: runtime.Runtime
 
 
 class Connection:
-    """One client's connection to one volume."""
+    """One client's connection to one volume; `size` is the volume's when it was opened."""
 
-    __slots__ = ("kept", "opening", "read_only", "volume")
+    __slots__ = ("kept", "opening", "read_only", "size", "volume")
 
     def __init__(self, volume: Volume, read_only: bool, peer: access.Peer) -> None:
         self.volume = volume
+        self.size = volume.size
         self.read_only = read_only
         self.opening = _pool.openers.add(volume.uuid, peer, read_only)
         self.kept = Kept()
@@ -197,7 +198,7 @@ def _set_up_log() -> None:
 @reported
 def list_exports(readonly: int, is_tls: int) -> list[tuple[str, str]]:
     peer = peers.current(is_tls)
-    with _pool.core.lock:
+    with _pool.looking():
         size = _pool.core.block_size
         return [
             (
@@ -215,7 +216,7 @@ def list_exports(readonly: int, is_tls: int) -> list[tuple[str, str]]:
 def default_export(readonly: int, is_tls: int) -> str:
     # With one volume nobody need name it; with several none is the default.
     peer = peers.current(is_tls)
-    with _pool.core.lock:
+    with _pool.looking():
         names = [one.name for one in _pool.registry if access.allows(one.allow, peer)]
     return names[0] if len(names) == 1 else ""
 
@@ -243,18 +244,20 @@ def open(readonly: int) -> Connection:
 def close(h: Connection) -> None:
     h.kept.release()
     _pool.openers.remove(h.opening)
-    _pool.close_volume(h.volume)
+    # At the end of the daemon its clients are hung up on, and connect again to the next.
+    _pool.close_volume(h.volume, comes_back=_runtime.stopping)
 
 
 # --- what a volume can do ---------------------------------------------------------------------
 
 
 def export_description(h: Connection) -> str:
-    return f"{_pool.record.name}: thin volume of {format_size(h.volume.size)}"
+    return f"{_pool.record.name}: thin volume of {format_size(h.size)}"
 
 
 def get_size(h: Connection) -> int:
-    return h.volume.size
+    # Not what a resize makes of it meanwhile, which no commit may hold yet.
+    return h.size
 
 
 def block_size(h: Connection) -> tuple[int, int, int]:

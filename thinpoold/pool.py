@@ -10,6 +10,8 @@ Invariants
 2. An open volume is one `Volume` for all its clients, so they share gate, cells and table.
 3. What `changing` covers is one transaction with the gates of the volumes it names closed; the
    volumes that are open are the same from the closing of the gates to the end.
+4. What an administrator changed is shown, and lets clients in, when it is durable: whoever opens a
+   volume, or looks, has it committed first.
 
 Thread-safety: any thread. The core's lock guards the registry, `record` and clients' counts.
 """
@@ -22,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from thinmeta.errors import Corrupt
+from thinmeta.errors import Corrupt, ThinMetaError
 from thinmeta.store.lmdb import LmdbStore
 from thinmeta.store.protocol import BlockStore
 from thinmeta.thin import ThinMetadata
@@ -31,10 +33,17 @@ from thinpoold.core import Core
 from thinpoold.deletion import Deletion
 from thinpoold.device import DataDevice
 from thinpoold.direct import DirectDevice
-from thinpoold.errors import DeviceError, LossNotAccepted, ThinPoolError
+from thinpoold.errors import (
+    DeviceError,
+    LossNotAccepted,
+    NameHeld,
+    ThinPoolError,
+    VolumeInUse,
+)
 from thinpoold.ledger import Guest, Ledger, State, other_commit
 from thinpoold.losses import Losses
 from thinpoold.make import create_pool
+from thinpoold.mapping_table import MappingTable
 from thinpoold.openers import Openers
 from thinpoold.paths import PoolPaths, pool_paths
 from thinpoold.pool_record import PoolRecord
@@ -221,59 +230,141 @@ class Pool:
         admit: Callable[[VolumeRecord, int], None] | None = None,
         guest: Guest | None = None,
     ) -> Volume:
-        """Open a volume for one client more: for `guest`, or for this process itself.
+        """Open a volume, by its name or stable name, for one client more.
+
+        That is `guest`, or this process itself.
 
         `admit` is asked first, with the lock held, about the volume and how many clients the pool
-        has. Raises `NoSuchVolume`, `NoSpace`, `Stopped`, `LossNotAccepted`, `DeviceError`, and what
-        `admit` does.
+        has. Raises `NoSuchVolume`, `ContentJumped`, `NoSpace`, `Stopped`, `LossNotAccepted`,
+        `DeviceError`, and what `admit` does.
         """
-        with self.core.lock:
-            self.core.modes.check_readable()
-            record = self.registry.get(name)
-            if admit is not None:
-                admit(record, sum(one.clients for one in self.core.volumes.values()))
-            if guest is not None and self.core.ledger.lost(record.uuid):
-                raise LossNotAccepted(
-                    f"volume {record.name!r} is not served: something that was answered is lost, "
-                    f"and whoever uses it must know; 'thinpool accept-loss {record.name}' says "
-                    "what, and lets clients open it again"
-                )
-            # Before it is answered: from here on it may be written.
-            self.core.ledger.opened(record.uuid, guest)
-            volume = self.core.volumes.get(record.uuid)
-            if volume is None:
-                volume = Volume(self.core, record, self.registry.by_uuid)
-                self.core.volumes[record.uuid] = volume
-            volume.clients += 1
-            return volume
+        covered = 0
+        while True:
+            with self.core.lock:
+                self.core.modes.check_readable()
+                record = self.registry.exported(name)
+                if guest is None or self.registry.pending(record.uuid) <= covered:
+                    return self._open(record, admit, guest)
+            # A crash would take back what the client is to rely on.
+            covered = self._commit_pending()
 
-    def close_volume(self, volume: Volume) -> None:
-        """One client less; it has no request under way. The last one's table goes."""
+    def _commit_pending(self) -> int:
+        """Commit what is pending, or go back to the last commit; the changes that this covers."""
+        with self.core.lock:
+            last = self.registry.number
+        try:
+            self.core.flush()
+        except (ThinPoolError, ThinMetaError):
+            with self.core.lock:
+                # Else it went back to the last commit.
+                if 0 < self.registry.pending() <= last:
+                    raise
+        return last
+
+    def _open(
+        self,
+        record: VolumeRecord,
+        admit: Callable[[VolumeRecord, int], None] | None,
+        guest: Guest | None,
+    ) -> Volume:
+        if admit is not None:
+            admit(record, sum(one.clients for one in self.core.volumes.values()))
+        if guest is not None and self.core.ledger.lost(record.uuid):
+            raise LossNotAccepted(
+                f"volume {record.name!r} is not served: something that was answered is lost, and "
+                f"whoever uses it must know; 'thinpool accept-loss {record.name}' says what, and "
+                "lets clients open it again"
+            )
+        # Before it is answered: from here on it may be written.
+        self.core.ledger.opened(record.uuid, guest)
+        volume = self.core.volumes.get(record.uuid)
+        if volume is None:
+            volume = Volume(self.core, record, self.registry.by_uuid)
+            self.core.volumes[record.uuid] = volume
+        volume.clients += 1
+        return volume
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """The core's lock, with nothing in the registry or the settings that a crash takes back."""
+        covered = 0
+        while True:
+            with self.core.lock:
+                if self.registry.pending() <= covered:
+                    yield
+                    return
+            covered = self._commit_pending()
+
+    def close_volume(self, volume: Volume, *, comes_back: bool = False) -> None:
+        """One client less; it has no request under way. The last one's table goes.
+
+        One that `comes_back` was hung up on, and is expected to connect again.
+        """
         with self.core.lock:
             volume.clients -= 1
             if not volume.clients:
                 del self.core.volumes[volume.uuid]
                 volume.close()
-                self.core.ledger.closed(volume.uuid)
+                self.core.ledger.closed(volume.uuid, comes_back=comes_back)
 
     def clients(self, uuid: bytes) -> int:
         """How many clients have a volume open. The core's lock is held."""
         volume = self.core.volumes.get(uuid)
         return volume.clients if volume is not None else 0
 
+    # --- clients that are not there ---------------------------------------------------------------
+
+    def check_absent(self, record: VolumeRecord, *, force: bool) -> None:
+        """Raise `VolumeInUse` if a client may come back to a volume whose content is to change.
+
+        One that had it open when the daemon ended: it goes on with what it knows of the content.
+        """
+        entry = self.core.ledger.absent(record.uuid)
+        if entry is not None and not force:
+            raise VolumeInUse(
+                f"volume {record.name!r} was open by {entry.client} when the daemon ended, which "
+                "may connect again and go on as if nothing had changed: see that it is gone, and "
+                "say --force"
+            )
+
+    def check_name(self, name: str, *, force: bool, uuid: bytes = b"") -> None:
+        """Raise unless a volume can be given that name: `InvalidName`, `VolumeExists`, `NameHeld`.
+
+        The volume with `uuid`, or a new one. A client that has another open by this name would find
+        this one when it connects again.
+        """
+        self.registry.check_free(name)
+        entry = self.core.ledger.holder(name)
+        if entry is not None and entry.uuid != uuid and not force:
+            raise NameHeld(
+                f"{entry.client} has another volume open by the name {name!r}, and would find this "
+                "one when it connects again: disconnect it, choose another name, or say --force"
+            )
+
     # --- changes --------------------------------------------------------------------------------
 
     @contextmanager
-    def changing(self, quiet: Sequence[str] = ()) -> Iterator[None]:
+    def changing(self, quiet: Sequence[str] = ()) -> Iterator[Callable[[], None]]:
         """One transaction of an administrator's operation, durable when the context ends.
 
-        The core's lock is held inside, and the gates of the volumes named in `quiet` are closed.
-        Raises `Stopped` when the pool takes no writes, `NoSuchVolume`, and what a commit raises.
+        The core's lock is held inside, and the gates of the volumes named in `quiet` are closed. It
+        yields what begins the change: before that all is judged that can be refused. Without it,
+        nothing was changed. Raises `Stopped` when the pool takes no writes, `NoSuchVolume`, and
+        what a commit raises.
         """
         with self.core.settled(), self._quiet(quiet):
-            yield
+            yield self._begin
+            if not self.core.begun:
+                return
             self.metadata.set_transaction_id(self.metadata.transaction_id + 1)
+            number = self.registry.number
         self.core.flush()
+        with self.core.lock:
+            self.registry.committed(number)
+
+    def _begin(self) -> None:
+        self.core.begin_change()
+        self.registry.begin_change()
 
     @contextmanager
     def _quiet(self, names: Sequence[str]) -> Iterator[None]:
@@ -299,16 +390,29 @@ class Pool:
         return found
 
     def put_record(self, record: PoolRecord) -> None:
-        """Change what the pool remembers of itself. Inside `changing`."""
+        """Change what the pool remembers of itself. In a change that has begun."""
+        self.core.check_begun()
+        self.registry.mark_pending(pool_record.KEY)
         pool_record.store(self.metadata, record)
         self._take(record)
 
-    def put_volume(self, record: VolumeRecord) -> None:
-        """Add or change a volume; if it is open it becomes what the record says. In `changing`."""
+    def put_volume(self, record: VolumeRecord, table: MappingTable | None = None) -> None:
+        """Add or change a volume; if it is open it becomes what the record says.
+
+        In a change that has begun. A larger size needs the open volume's `table_for` it.
+        """
+        self.core.check_begun()
         self.registry.put(record)
         volume = self.core.volumes.get(record.uuid)
         if volume is not None:
-            volume.reload()
+            volume.reload(table)
+
+    def remove_volume(self, record: VolumeRecord) -> None:
+        """Take a volume out, and have its device deleted. In a change that has begun."""
+        self.core.check_begun()
+        self.registry.remove(record)
+        self.deletion.add(record.dev_id)
+        self.core.reservations.promise(record.uuid, 0)
 
     def _take(self, record: PoolRecord) -> None:
         self.record = record

@@ -71,7 +71,7 @@ class Volume:
         self._device = core.device
         self._block_size = core.block_size
         self._take(record)
-        self._make_table()
+        self._use(self._new_table(self.blocks))
         self._share()
 
     def _take(self, record: VolumeRecord) -> None:
@@ -88,21 +88,28 @@ class Volume:
         """Drop the mapping table. The metadata lock is held."""
         self.table.drop()
 
-    def reload(self) -> None:
+    def table_for(self, size: int) -> MappingTable | None:
+        """Return a table for another size, None if this one will do. Raises `NoSpace`."""
+        blocks = -(-size // self._block_size)
+        return self._new_table(blocks) if blocks > self.table.blocks else None
+
+    def reload(self, table: MappingTable | None = None) -> None:
         """Become what the record says now. The metadata lock is held.
 
-        A size that does not fit the table needs the gate closed.
+        A size that does not fit the table needs one that does (`table_for`), and the gate closed.
+        To go back to the last commit needs none: a table never becomes smaller.
         """
         record = self._find(self.uuid)
         if record is None:
             return
         self.withdraw()
         self._take(record)
-        if self.blocks > self.table.blocks:
+        if table is not None:
             # The old table goes when the last request that has it in its hands is done.
-            self._make_table()
+            self._use(table)
         else:
             self.table.drop()
+        assert self.blocks <= self.table.blocks
         self._share()
 
     def close(self) -> None:
@@ -121,10 +128,13 @@ class Volume:
         if self.fast is not None:
             self.fast.withdraw()
 
-    def _make_table(self) -> None:
+    def _new_table(self, blocks: int) -> MappingTable:
         store = self.core.fastpath.store if self.core.fastpath is not None else None
-        self.table = MappingTable(self.blocks, store)
-        self._entries = self.table.entries
+        return MappingTable(blocks, store)
+
+    def _use(self, table: MappingTable) -> None:
+        self.table = table
+        self._entries = table.entries
 
     def _share(self) -> None:
         """Show the C filter what it may serve; the one place that decides whether it may."""

@@ -7,6 +7,8 @@ Invariants
 
 1. Names are unique; so are uuids and device ids.
 2. The registry shows the open transaction; after that was abandoned, `load` shows the last commit.
+3. What the last commit does not hold yet is `pending`, with the number of the change that made it:
+   nobody is shown that, or let in on the strength of it (`Pool.open_volume`, `Pool.looking`).
 
 Thread-safety: the caller holds the metadata lock.
 """
@@ -22,8 +24,9 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from thinmeta.errors import Corrupt
-from thinpoold.errors import NoSuchVolume, VolumeExists
+from thinpoold.errors import ContentJumped, NoSuchVolume, VolumeExists
 from thinpoold.names import check_name
+from thinpoold.uri import parse_stable_name, stable_name
 
 TABLE: Final = "volumes"
 
@@ -39,7 +42,8 @@ class Records(Protocol):
 @dataclass(frozen=True)
 class VolumeRecord:
     """One volume. `size` and `reserve` are in bytes; `origin` is the uuid it was snapshotted from;
-    `created` is UTC, ISO 8601. `iops`, `bps`, `allow`: see `volume_settings`."""
+    `created` is UTC, ISO 8601. `iops`, `bps`, `allow`: see `volume_settings`. `generation` goes up
+    when the content becomes another under whoever may connect again (see `uri`)."""
 
     uuid: bytes
     name: str
@@ -53,6 +57,25 @@ class VolumeRecord:
     iops: int = 0
     bps: int = 0
     allow: str = ""
+    generation: int = 1
+
+    @property
+    def stable_name(self) -> str:
+        """The export name that never is another volume's or content's."""
+        return stable_name(self.uuid, self.generation)
+
+    def check_generation(self, generation: int) -> None:
+        """Raise `ContentJumped` unless the content is that of this generation; 0 is any."""
+        if generation not in (0, self.generation):
+            raise ContentJumped(
+                f"the content of volume {self.name!r} has become another since generation "
+                f"{generation}: it was rolled back, made smaller, or lost something, and is of "
+                f"generation {self.generation} now; detach it, and attach it anew"
+            )
+
+    def jumped(self, **changes: Any) -> VolumeRecord:
+        """Return the record, changed, of a volume whose content is another from now on."""
+        return dataclasses.replace(self, generation=self.generation + 1, **changes)
 
     def pack(self) -> bytes:
         """Return the stored form, without the uuid, which is the key."""
@@ -98,6 +121,9 @@ class Registry:
         self._records = records
         self._by_uuid: dict[bytes, VolumeRecord] = {}
         self._by_name: dict[str, VolumeRecord] = {}
+        # The number of the last change, and what no commit holds yet, by the change that made it.
+        self.number = 0
+        self._pending: dict[bytes, int] = {}
         self.load()
 
     def load(self) -> None:
@@ -105,6 +131,25 @@ class Registry:
         found = [VolumeRecord.unpack(*item) for item in self._records.records(TABLE)]
         self._by_uuid = {record.uuid: record for record in found}
         self._by_name = {record.name: record for record in found}
+        self._pending.clear()
+
+    def begin_change(self) -> None:
+        """What is put and removed from now on is one change."""
+        self.number += 1
+
+    def mark_pending(self, key: bytes) -> None:
+        """Something of the pool's records is changed."""
+        self._pending[key] = self.number
+
+    def committed(self, number: int) -> None:
+        """The changes up to this one are durable."""
+        self._pending = {key: one for key, one in self._pending.items() if one > number}
+
+    def pending(self, key: bytes | None = None) -> int:
+        """The number of the change of a volume, or of the last, that no commit holds; or 0."""
+        if key is not None:
+            return self._pending.get(key, 0)
+        return max(self._pending.values(), default=0)
 
     def __len__(self) -> int:
         return len(self._by_uuid)
@@ -118,6 +163,17 @@ class Registry:
         record = self._by_name.get(name)
         if record is None:
             raise NoSuchVolume(f"no volume {name[:127]!r} in this pool")
+        return record
+
+    def exported(self, export: str) -> VolumeRecord:
+        """Return the volume of a name or stable name. Raises `NoSuchVolume`, `ContentJumped`."""
+        if "/" not in export:
+            return self.get(export)
+        stable = parse_stable_name(export)
+        record = self._by_uuid.get(stable.uuid) if stable is not None else None
+        if stable is None or record is None:
+            raise NoSuchVolume(f"no volume is exported as {export[:127]!r}")
+        record.check_generation(stable.generation)
         return record
 
     def sizes(self, block_size: int) -> dict[int, int]:
@@ -141,9 +197,11 @@ class Registry:
         self._records.put_record(TABLE, record.uuid, record.pack())
         self._by_uuid[record.uuid] = record
         self._by_name[record.name] = record
+        self.mark_pending(record.uuid)
 
     def remove(self, record: VolumeRecord) -> None:
         """Take a record out."""
         self._records.put_record(TABLE, record.uuid, None)
         del self._by_uuid[record.uuid]
         del self._by_name[record.name]
+        self.mark_pending(record.uuid)

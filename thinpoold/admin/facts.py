@@ -30,7 +30,7 @@ def status(pool: Pool) -> Fact:
     """Say how the pool is."""
     core = pool.core
     file_size, deleting = pool.store.file_size(), len(noted(pool.store))
-    with core.lock:
+    with pool.looking():
         metadata, size = pool.metadata, core.block_size
         return {
             "name": pool.record.name,
@@ -67,14 +67,14 @@ def data_space(pool: Pool) -> Fact:
 
 def list_volumes(pool: Pool) -> Fact:
     """List the volumes, by name."""
-    with pool.core.lock:
+    with pool.looking():
         records = list(pool.registry)
     return {"volumes": describe(pool, records)}
 
 
 def tree(pool: Pool) -> Fact:
     """List the volumes under those they were snapshotted from."""
-    with pool.core.lock:
+    with pool.looking():
         records = list(pool.registry)
     facts = describe(pool, records)
     nodes = {
@@ -90,7 +90,7 @@ def tree(pool: Pool) -> Fact:
 
 def info(pool: Pool, name: str) -> Fact:
     """Say everything about one volume."""
-    with pool.core.lock:
+    with pool.looking():
         record = pool.registry.get(name)
         snapshots = [one.name for one in pool.registry if one.origin == record.uuid]
         details = pool.metadata.details(record.dev_id)
@@ -108,19 +108,32 @@ def info(pool: Pool, name: str) -> Fact:
     }
 
 
-def find(pool: Pool, uuid: str) -> Fact:
-    """Say how a volume is called now, and how large it is. Raises `NoSuchVolume`."""
+def export_of(pool: Pool, name: str) -> str:
+    """Return a volume's stable export name. Raises `NoSuchVolume`."""
+    with pool.looking():
+        return pool.registry.get(name).stable_name
+
+
+def find(pool: Pool, uuid: str, generation: int = 0) -> Fact:
+    """Say how a volume is called now, and how large it is.
+
+    Raises `NoSuchVolume`, and `ContentJumped` when its content is not that of `generation` (0: of
+    any).
+    """
     try:
         key = uuids.UUID(uuid).bytes
     except ValueError:
         raise NoSuchVolume(f"{uuid[:40]!r} is no uuid of a volume") from None
-    with pool.core.lock:
+    with pool.looking():
         record = pool.registry.by_uuid(key)
     if record is None:
         raise NoSuchVolume(f"the volume with uuid {uuid} is gone")
+    record.check_generation(generation)
     return {
         "name": record.name,
         "uuid": uuid,
+        "generation": record.generation,
+        "export": record.stable_name,
         "size": record.size,
         "read_only": record.read_only,
     }
@@ -147,6 +160,7 @@ def _describe(pool: Pool, record: VolumeRecord) -> Fact:
         "name": record.name,
         "id": record.dev_id,
         "uuid": str(uuids.UUID(bytes=record.uuid)),
+        "generation": record.generation,
         "size": record.size,
         "mapped": mapped * size,
         "exclusive": exclusive * size,

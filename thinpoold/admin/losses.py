@@ -8,7 +8,6 @@ Thread-safety: any thread; one at a time.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from thinpoold.admin.facts import Fact, describe
@@ -24,7 +23,7 @@ def accept_loss(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact
     """
     core = pool.core
     names = list(dict.fromkeys(names))
-    with core.lock:
+    with pool.looking():
         records = [pool.registry.get(name) for name in names]
     for record in records:
         if not core.ledger.lost(record.uuid):
@@ -33,9 +32,12 @@ def accept_loss(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact
             )
     losses = {record.name: core.losses.of(record.uuid) for record in records}
     if not dry_run:
-        with pool.changing():
+        with pool.changing() as begin:
+            begin()
+            # Those that there are by now.
+            records = [pool.registry.get(name) for name in names]
             for record in records:
-                pool.put_volume(dataclasses.replace(record))
+                pool.put_volume(record.jumped())
         for record in records:
             core.ledger.accept(record.uuid)
             core.losses.forget(record.uuid)

@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 def get_settings(pool: Pool, volume: str | None = None) -> Fact:
     """Say what the settings are, of the pool or of a volume. Raises `NoSuchVolume`."""
     if volume is None:
-        return {"settings": pool.record.settings.as_json()}
-    with pool.core.lock:
+        with pool.looking():
+            return {"settings": pool.record.settings.as_json()}
+    with pool.looking():
         return {"settings": volume_settings.settings_of(pool.registry.get(volume))}
 
 
@@ -37,13 +38,16 @@ def set_settings(pool: Pool, settings: Mapping[str, Value], volume: str | None =
     if volume is not None:
         volume_settings.parse(settings)
         # With its gate closed, so that no write that has begun ends on a read-only volume.
-        with pool.changing(quiet=[volume]):
-            pool.put_volume(volume_settings.changed(pool.registry.get(volume), settings))
+        with pool.changing(quiet=[volume]) as begin:
+            record = volume_settings.changed(pool.registry.get(volume), settings)
+            begin()
+            pool.put_volume(record)
         return get_settings(pool, volume)
     changed = pool.record.settings.changed(settings)
     if "cache" in settings and changed.cache == "bufio":
         check_direct(pool.device.path)
-    with pool.changing():
+    with pool.changing() as begin:
+        begin()
         pool.put_record(dataclasses.replace(pool.record, settings=changed))
     return get_settings(pool)
 
@@ -74,7 +78,8 @@ def grow(pool: Pool, size: int) -> Fact:
 def _grow_metadata(pool: Pool, old: int, blocks: int) -> None:
     reserved = False
     try:
-        with pool.changing():
+        with pool.changing() as begin:
+            begin()
             pool.metadata.resize_data(blocks)
             # Nobody's before the commit: a note of one would be at odds with what a death leaves.
             reserved = pool.metadata.reserve_these(old, blocks - old)

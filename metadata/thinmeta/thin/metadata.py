@@ -32,6 +32,7 @@ from thinmeta.errors import NoMetadataSpace
 from thinmeta.format.block import Kind
 from thinmeta.format.superblock import SUPERBLOCK_BLOCK, Superblock
 from thinmeta.format.values import (
+    MAX_DEVICE_ID,
     MAX_TIME,
     TIME_BITS,
     DeviceDetails,
@@ -115,6 +116,13 @@ class ThinMetadata(Facts):
         """The device's details.  Raises `NotFound`."""
         return self._devices.get(dev_id).details()
 
+    def check_room(self, *, devices: int, snapshots: int) -> None:
+        """Raise `NoMetadataSpace` unless the format has room for so many more of each."""
+        if self._time + snapshots > MAX_TIME:
+            raise NoMetadataSpace(f"the format allows {MAX_TIME} snapshots in a pool's life")
+        if devices and len(self._devices.ids()) + devices > MAX_DEVICE_ID + 1:
+            raise NoMetadataSpace(f"the format allows {MAX_DEVICE_ID + 1} volumes in a pool")
+
     def create_thin(self, dev_id: int) -> None:
         """A new device without mappings.  Raises `AlreadyExists`, `ValueError`."""
         self._devices.check_unused(dev_id)
@@ -135,8 +143,7 @@ class ThinMetadata(Facts):
         Raises `AlreadyExists`, `NotFound`, `ValueError`.
         """
         self._devices.check_unused(dev_id)
-        if self._time == MAX_TIME:
-            raise NoMetadataSpace(f"the format allows {MAX_TIME} snapshots in a pool's life")
+        self.check_room(devices=0, snapshots=1)
         origin = self._devices.for_change(origin_id)
         self._time += 1
         self._tm.increment(origin.root)

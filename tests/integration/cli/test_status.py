@@ -121,7 +121,8 @@ def test_what_is_still_being_deleted_is_told(new_pool: PoolMaker) -> None:
     rig = new_pool(start=False)
     rig.create("a", "1M")
     pool = Pool.open(rig.directory)
-    with pool.changing():
+    with pool.changing() as begin:
+        begin()
         record = pool.registry.get("a")
         pool.registry.remove(record)
         pool.deletion.add(record.dev_id)

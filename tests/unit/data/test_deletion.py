@@ -43,6 +43,7 @@ def full(rig: Rig, name: str) -> Volume:
     volume = rig.create(name, size=SIZE)
     at = 0
     with rig.pool.core.changing():
+        rig.pool.core.begin_change()
         while at < BLOCKS:
             begin, got = rig.pool.metadata.reserve(BLOCKS - at)
             rig.pool.metadata.insert(volume.dev_id, at, begin, got)
@@ -231,7 +232,8 @@ def test_a_pool_that_takes_no_writes_leaves_it(rig: Rig) -> None:
 
 def go_on_from(rig: Rig) -> None:
     """As a daemon that finds a deletion begun."""
-    with rig.pool.changing():
+    with rig.pool.changing() as begin:
+        begin()
         record = rig.pool.registry.get("v")
         rig.pool.registry.remove(record)
         rig.pool.deletion.add(record.dev_id)

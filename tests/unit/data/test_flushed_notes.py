@@ -285,6 +285,7 @@ def test_a_snapshot_keeps_what_the_volume_had_when_a_broken_sharing_was_flushed(
 
 def unnoted(pool: Pool, patch: pytest.MonkeyPatch) -> None:
     with pool.core.changing():
+        pool.core.begin_change()
         pool.metadata.set_transaction_id(77)
 
 

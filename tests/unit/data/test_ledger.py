@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -206,14 +207,16 @@ def test_what_cannot_be_marked_is_told(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "pwrite", fail)
-    for act in (
+    acts: list[Callable[[], None]] = [
         lambda: ledger.opened(A),
         lambda: ledger.lose([A]),
         lambda: ledger.committed(8),
-        lambda: ledger.syncing().__enter__(),
-    ):
+    ]
+    for act in acts:
         with pytest.raises(kind, match="ledger"):
             act()
+    with pytest.raises(kind, match="ledger"), ledger.syncing():
+        pass
 
 
 def test_a_torn_or_foreign_slot_counts_as_unused(path: Path) -> None:

@@ -296,6 +296,7 @@ def test_an_administrators_change_that_was_not_committed_is_not_half_made(direct
     volume.pwrite(b"a" * 16 * BLOCK, 0)
     pool.commit()
     with pool.core.settled(), pool._quiet(["v"]):
+        pool.core.begin_change()
         # As `resize --shrink` does, up to its commit.
         discard.remove(volume, 4, 16)
     die(pool)
