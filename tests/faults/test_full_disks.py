@@ -6,6 +6,7 @@ commit must be whole: found again after the next start, with what was durable in
 
 import errno
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.faults.mounts import SmallDisk, small_disk
 from tests.support.client import NbdClient, NbdError
 from tests.support.inflight import InflightClient, Pump
 from tests.support.pools import PoolRig, Refused
+from tests.support.tools import PATIENCE
 
 BLOCK = 65536
 MIB = 1 << 20
@@ -49,12 +51,19 @@ def write_until_refused(client: NbdClient, blocks: int, flush_each: int = 0) -> 
     raise AssertionError(f"all {blocks} blocks were taken")
 
 
-def scatter(client: NbdClient, rng: random.Random, most: int) -> NbdError | None:
-    """Maps single blocks all over a large volume, flushing now and then, until one is refused."""
+def scatter(
+    client: NbdClient, rng: random.Random, most: int, answered: set[int] | None = None
+) -> NbdError | None:
+    """Maps single blocks all over a large volume, flushing now and then, until one is refused.
+
+    Those that were answered are added to `answered`.
+    """
     try:
         for number in range(most):
             block = rng.randrange(client.size // BLOCK)
             client.write(block * BLOCK, block.to_bytes(8, "little") * 64)
+            if answered is not None:
+                answered.add(block)
             if number % 500 == 499:
                 client.flush()
         client.flush()
@@ -63,10 +72,11 @@ def scatter(client: NbdClient, rng: random.Random, most: int) -> NbdError | None
     return None
 
 
+@pytest.mark.parametrize("how", ["by-itself", "stop", "kill"])
 def test_metadata_file_system_full(
-    tiny_disk: SmallDisk, new_pool: PoolMaker, tmp_path: Path
+    tiny_disk: SmallDisk, new_pool: PoolMaker, tmp_path: Path, how: str
 ) -> None:
-    """The pool becomes read-only; with more room it opens again, and its last commit is whole."""
+    """The pool becomes read-only and loses nothing; with more room it takes writes again."""
     pool = new_pool(
         "16G", directory=tiny_disk.path / "p", data=str(tmp_path / "data"), skip_zeroing=True
     )
@@ -74,30 +84,42 @@ def test_metadata_file_system_full(
     pool.create("early", "1M")
     with pool.connect("early") as client:
         client.write(0, b"durable", 1)
+    answered: set[int] = set()
     with pool.connect("vol") as client:
-        trouble = scatter(client, random.Random(1), 200_000)
+        trouble = scatter(client, random.Random(1), 200_000, answered)
         assert trouble is not None, "the metadata never filled the file system"
         assert trouble.errno in (errno.ENOSPC, errno.EIO, errno.EPERM)
         status = pool.status()
         assert status["mode"] == "read-only"
         with pytest.raises(NbdError):
             client.write(0, b"no")
-        with pytest.raises(NbdError):
-            client.flush()
+        # What was answered is durable, if not as a commit.
+        client.flush()
     with pool.connect("early") as client:
         assert client.read(0, 7) == b"durable"
     with pytest.raises(Refused):
         pool.create("more", "1M")
     assert pool.check() == [], "the last commit is whole, also before the repair"
 
-    pool.kill()
+    if how == "kill":
+        pool.kill()
+    elif how == "stop":
+        with pytest.raises(Refused, match="its last commit failed"):
+            pool.stop()
     tiny_disk.resize("64M")
-    pool.start()
+    if how == "by-itself":
+        deadline = time.monotonic() + PATIENCE
+        while pool.status()["mode"] != "write":
+            assert time.monotonic() < deadline, "it does not find out that there is room"
+    else:
+        pool.start()
     assert pool.status()["mode"] == "write"
     with pool.connect("early") as client:
         assert client.read(0, 7) == b"durable"
         client.write(0, b"again", 1)
     with pool.connect("vol") as client:
+        for block in answered:
+            assert client.read(block * BLOCK, 8) == block.to_bytes(8, "little")
         assert scatter(client, random.Random(2), 100) is None
 
 
