@@ -316,13 +316,21 @@ class Core:
         with self.lock:
             self.metadata.unreserve(begin, count)
 
-    def may_write(self, run: Run) -> bool:
-        """Whether a run of mapped blocks may be written in place. Lock held."""
-        return (
-            not run.shared
-            and self.modes.takes_writes
-            and not self.unshared.holds(run.data_begin, run.length)
-        )
+    def parts(self, run: Run) -> list[tuple[Run, bool]]:
+        """Cut a run of mapped blocks into those that may be written in place and others. Lock held.
+
+        Each block is judged by itself: one that may be written in place never needs another data
+        block because of one beside it. A write of it may be under way.
+        """
+        if run.shared or not self.modes.takes_writes:
+            return [(run, False)]
+        return [
+            (
+                Run(run.begin + begin - run.data_begin, begin, count, False),
+                not self.unshared.holds(begin, count),
+            )
+            for begin, count in self.unshared.alike(run.data_begin, run.length)
+        ]
 
     def give_up(self, runs: list[Run]) -> None:
         """These mappings are being replaced or removed. Lock held."""

@@ -94,7 +94,10 @@ class Deletion:
     def go_on(self) -> None:
         """Delete, and commit, what is left of earlier deletions. Raises as `finish`."""
         with self._working:
-            for dev_id in self._pending():
+            pending = self._pending()
+            # Among them may be one whose command is about to commit it.
+            self._core.flush()
+            for dev_id in pending:
                 self._delete(dev_id)
             self._core.flush()
 

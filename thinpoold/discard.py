@@ -56,7 +56,9 @@ def zero_beyond_end(volume: Volume) -> None:
     """Zero what the volume's last block holds beyond the volume's end, which nobody sees yet."""
     beyond = -volume.size % volume.core.block_size
     if beyond:
-        _write_zeroes(volume, Span(volume.size, beyond), keep_holes=True)
+        # Also of a volume that clients may only read.
+        payload, offset = Payload(None, beyond), volume.size
+        volume.request(lambda: volume.write(payload, offset, keep_holes=True))
 
 
 def unmap(volume: Volume, begin: int, end: int) -> None:
@@ -65,6 +67,7 @@ def unmap(volume: Volume, begin: int, end: int) -> None:
     while (found := _next_mapped(volume, begin, end)) < end:
         begin = min(end, found + PORTION_BLOCKS)
         with core.settled(), volume.gate.closed(), core.noting():
+            volume.check_writable()
             remove(volume, found, begin)
             core.recent.removed(volume.dev_id, found, begin)
         core.throttle()
@@ -99,7 +102,12 @@ def remove(volume: Volume, begin: int, end: int) -> None:
 
 def _write_zeroes(volume: Volume, span: Span, *, keep_holes: bool) -> None:
     payload = Payload(None, span.length)
-    volume.request(lambda: volume.write(payload, span.offset, keep_holes=keep_holes))
+
+    def attempt() -> None:
+        volume.check_writable()
+        volume.write(payload, span.offset, keep_holes=keep_holes)
+
+    volume.request(attempt)
 
 
 def _check_fast(volume: Volume, offset: int, count: int, *, may_trim: bool, unmaps: bool) -> None:
@@ -120,7 +128,8 @@ def _check_fast(volume: Volume, offset: int, count: int, *, may_trim: bool, unma
                 mapped = 0
                 for run in core.metadata.runs(volume.dev_id, begin, end):
                     mapped += run.length
-                    if not core.may_write(run) or not core.device.zeroes_fast:
+                    in_place = all(alone for _, alone in core.parts(run))
+                    if not in_place or not core.device.zeroes_fast:
                         raise NotFast("zeroing here is no faster than writing")
                 if mapped < end - begin and not may_trim:
                     raise NotFast("zeroing here is no faster than writing")

@@ -51,8 +51,18 @@ class VolumeExists(UserError):
     """The name is taken."""
 
 
+class NameHeld(UserError):
+    """A client has another volume open by the name, and may connect again."""
+
+
 class VolumeInUse(UserError):
     """Clients have the volume open."""
+
+
+class ContentJumped(UserError):
+    """The volume's content is another than the one that was asked for."""
+
+    errno: ClassVar[int] = EIO
 
 
 class LossNotAccepted(UserError):

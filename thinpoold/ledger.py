@@ -110,7 +110,9 @@ class Ledger:
         self._generation = 0
         self._boot = NO_BOOT
         self._syncing = 0
-        # Those that are open in this process; the other OPEN ones were, in an earlier.
+        # Those that are open in this process, and those of them that a client has open. The other
+        # OPEN ones a client had open in an earlier process.
+        self._opened: set[bytes] = set()
         self._present: set[bytes] = set()
 
     # --- the process's life -----------------------------------------------------------------------
@@ -208,8 +210,12 @@ class Ledger:
             marks = entry.marks | Mark.WRITTEN
             if guest is not None:
                 marks |= Mark.OPEN | (Mark.NETWORK if guest.network else NO_MARK)
-            known = uuid in self._present and entry.name == (guest.name if guest else entry.name)
-            self._present.add(uuid)
+            self._opened.add(uuid)
+            if guest is not None:
+                known = uuid in self._present and guest.name in (entry.name, bytes(16))
+                self._present.add(uuid)
+            else:
+                known = True
             if known and marks == entry.marks:
                 return
             away = guest is not None and guest.network and Mark.NETWORK not in entry.marks
@@ -223,12 +229,15 @@ class Ledger:
                 # A client elsewhere outlives a power cut here.
                 self._sync()
 
-    def closed(self, uuid: bytes) -> None:
-        """Nobody has the volume open any more."""
+    def closed(self, uuid: bytes, *, comes_back: bool = False) -> None:
+        """Nobody has the volume open any more; who `comes_back` is still remembered."""
         with self._lock:
+            self._opened.discard(uuid)
+            if uuid not in self._present:
+                return
             self._present.discard(uuid)
             entry = self._entries.get(uuid)
-            if entry is not None:
+            if entry is not None and not comes_back:
                 marks = entry.marks & ~(Mark.OPEN | Mark.NETWORK)
                 self._put(Entry(uuid, marks, entry.since))
 
@@ -279,14 +288,14 @@ class Ledger:
             return [
                 one.uuid
                 for one in self._entries.values()
-                if Mark.WRITTEN in one.marks and one.uuid not in self._present
+                if Mark.WRITTEN in one.marks and one.uuid not in self._opened
             ]
 
     def written(self, uuids: Iterable[bytes]) -> None:
         """A flush that began after `closed_unwritten` has brought to disk all that they hold."""
         with self._lock:
             for uuid in uuids:
-                if uuid not in self._present and uuid in self._entries:
+                if uuid not in self._opened and uuid in self._entries:
                     entry = self._entries[uuid]
                     self._put(replace(entry, marks=entry.marks & ~Mark.WRITTEN))
 

@@ -88,12 +88,13 @@ _runtime: runtime.Runtime
 
 
 class Connection:
-    """One client's connection to one volume."""
+    """One client's connection to one volume; `size` is the volume's when it was opened."""
 
-    __slots__ = ("kept", "opening", "read_only", "volume")
+    __slots__ = ("kept", "opening", "read_only", "size", "volume")
 
     def __init__(self, volume: Volume, read_only: bool, peer: access.Peer) -> None:
         self.volume = volume
+        self.size = volume.size
         self.read_only = read_only
         self.opening = _pool.openers.add(volume.uuid, peer, read_only)
         self.kept = Kept()
@@ -243,18 +244,20 @@ def open(readonly: int) -> Connection:
 def close(h: Connection) -> None:
     h.kept.release()
     _pool.openers.remove(h.opening)
-    _pool.close_volume(h.volume)
+    # At the end of the daemon its clients are hung up on, and connect again to the next.
+    _pool.close_volume(h.volume, comes_back=_runtime.stopping)
 
 
 # --- what a volume can do ---------------------------------------------------------------------
 
 
 def export_description(h: Connection) -> str:
-    return f"{_pool.record.name}: thin volume of {format_size(h.volume.size)}"
+    return f"{_pool.record.name}: thin volume of {format_size(h.size)}"
 
 
 def get_size(h: Connection) -> int:
-    return h.volume.size
+    # Not what a resize makes of it meanwhile, which no commit may hold yet.
+    return h.size
 
 
 def block_size(h: Connection) -> tuple[int, int, int]:

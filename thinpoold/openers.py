@@ -96,7 +96,8 @@ def guest(peer: Peer, name: str) -> Guest:
     words = [str(peer)] if command is None else [command, f"(process {peer.pid},", f"{peer})"]
     # Connections to this machine's own addresses are of clients that die with it.
     network = peer.address is not None and not peer.address.is_loopback
-    return Guest(" ".join(words), network, name_digest(name))
+    # Nobody else ever has a stable name.
+    return Guest(" ".join(words), network, name_digest(name) if "/" not in name else bytes(16))
 
 
 def command_of(pid: int | None, proc: Path = PROC) -> str | None:

@@ -33,7 +33,13 @@ from thinpoold.core import Core
 from thinpoold.deletion import Deletion
 from thinpoold.device import DataDevice
 from thinpoold.direct import DirectDevice
-from thinpoold.errors import DeviceError, LossNotAccepted, ThinPoolError
+from thinpoold.errors import (
+    DeviceError,
+    LossNotAccepted,
+    NameHeld,
+    ThinPoolError,
+    VolumeInUse,
+)
 from thinpoold.ledger import Guest, Ledger, State, other_commit
 from thinpoold.losses import Losses
 from thinpoold.make import create_pool
@@ -228,17 +234,19 @@ class Pool:
         admit: Callable[[VolumeRecord, int], None] | None = None,
         guest: Guest | None = None,
     ) -> Volume:
-        """Open a volume for one client more: for `guest`, or for this process itself.
+        """Open a volume, by its name or stable name, for one client more.
+
+        That is `guest`, or this process itself.
 
         `admit` is asked first, with the lock held, about the volume and how many clients the pool
-        has. Raises `NoSuchVolume`, `NoSpace`, `Stopped`, `LossNotAccepted`, `DeviceError`, and what
-        `admit` does.
+        has. Raises `NoSuchVolume`, `ContentJumped`, `NoSpace`, `Stopped`, `LossNotAccepted`,
+        `DeviceError`, and what `admit` does.
         """
         covered = 0
         while True:
             with self.core.lock:
                 self.core.modes.check_readable()
-                record = self.registry.get(name)
+                record = self.registry.exported(name)
                 if guest is None or self.registry.pending(record.uuid) <= covered:
                     return self._open(record, admit, guest)
             # A crash would take back what the client is to rely on.
@@ -291,19 +299,51 @@ class Pool:
                     return
             covered = self._commit_pending()
 
-    def close_volume(self, volume: Volume) -> None:
-        """One client less; it has no request under way. The last one's table goes."""
+    def close_volume(self, volume: Volume, *, comes_back: bool = False) -> None:
+        """One client less; it has no request under way. The last one's table goes.
+
+        One that `comes_back` was hung up on, and is expected to connect again.
+        """
         with self.core.lock:
             volume.clients -= 1
             if not volume.clients:
                 del self.core.volumes[volume.uuid]
                 volume.close()
-                self.core.ledger.closed(volume.uuid)
+                self.core.ledger.closed(volume.uuid, comes_back=comes_back)
 
     def clients(self, uuid: bytes) -> int:
         """How many clients have a volume open. The core's lock is held."""
         volume = self.core.volumes.get(uuid)
         return volume.clients if volume is not None else 0
+
+    # --- clients that are not there ---------------------------------------------------------------
+
+    def check_absent(self, record: VolumeRecord, *, force: bool) -> None:
+        """Raise `VolumeInUse` if a client may come back to a volume whose content is to change.
+
+        One that had it open when the daemon ended: it goes on with what it knows of the content.
+        """
+        entry = self.core.ledger.absent(record.uuid)
+        if entry is not None and not force:
+            raise VolumeInUse(
+                f"volume {record.name!r} was open by {entry.client} when the daemon ended, which "
+                "may connect again and go on as if nothing had changed: see that it is gone, and "
+                "say --force"
+            )
+
+    def check_name(self, name: str, *, force: bool, uuid: bytes = b"") -> None:
+        """Raise unless a volume can be given that name: `InvalidName`, `VolumeExists`, `NameHeld`.
+
+        The volume with `uuid`, or a new one. A client that has another open by this name would find
+        this one when it connects again.
+        """
+        self.registry.check_free(name)
+        entry = self.core.ledger.holder(name)
+        if entry is not None and entry.uuid != uuid and not force:
+            raise NameHeld(
+                f"{entry.client} has another volume open by the name {name!r}, and would find this "
+                "one when it connects again: disconnect it, choose another name, or say --force"
+            )
 
     # --- changes --------------------------------------------------------------------------------
 

@@ -127,8 +127,8 @@ def survey(volume: Volume, cell: Cell) -> tuple[list[Run], int]:
     else:
         found = metadata.runs(volume.dev_id, first, last)
     olds: list[Run] = []
-    for run in found:
-        if core.may_write(run):
+    for run, in_place in (part for whole in found for part in core.parts(whole)):
+        if in_place:
             # What follows may be in place as well, and is then no business of Python's any more.
             volume.fill(run.begin, last, cell)
             volume.table.set_run(run.begin, run.data_begin, run.length, writable=True)

@@ -20,6 +20,7 @@ Thread-safety: the caller holds the metadata lock.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from itertools import pairwise
 
 
 class Ranges:
@@ -51,6 +52,15 @@ class Ranges:
         at = bisect_right(self._ends, begin)
         return at < len(self._begins) and self._begins[at] < end
 
+    def bounds(self, begin: int, end: int) -> list[int]:
+        """Where ranges of the set begin or end inside begin..end-1, but not at its own begin."""
+        found = []
+        for at in range(bisect_right(self._ends, begin), len(self._begins)):
+            if self._begins[at] >= end:
+                break
+            found += [bound for bound in (self._begins[at], self._ends[at]) if begin < bound < end]
+        return found
+
 
 class Unshared:
     """The blocks of the open and of the frozen transaction, and of commits before."""
@@ -70,9 +80,23 @@ class Unshared:
         if not self._open and not self._frozen and not self._durable:
             return False
         end = begin + count
-        return any(
-            ranges.overlaps(begin, end) for ranges in (self._open, self._frozen, *self._durable)
-        )
+        return any(ranges.overlaps(begin, end) for ranges in self._all())
+
+    def alike(self, begin: int, count: int) -> list[tuple[int, int]]:
+        """Cut these data blocks into pieces, (first, how many), that are held whole or not at all.
+
+        A block that is not held may be being written in place: whoever copies one beside it that is
+        must leave it alone.
+        """
+        if not self.holds(begin, count):
+            return [(begin, count)]
+        end = begin + count
+        inside = {bound for ranges in self._all() for bound in ranges.bounds(begin, end)}
+        cuts = [begin, *sorted(inside), end]
+        return [(first, last - first) for first, last in pairwise(cuts)]
+
+    def _all(self) -> tuple[Ranges, ...]:
+        return (self._open, self._frozen, *self._durable)
 
     def freeze(self) -> None:
         """The open transaction is being committed."""

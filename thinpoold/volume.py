@@ -176,8 +176,6 @@ class Volume:
         count = len(data)
         if offset + count > self.size:
             raise self._out_of_range(offset, count, write=True)
-        if self.read_only:
-            raise ReadOnlyVolume(f"volume {self.name} is read-only")
         credit = self._credit
         credit[0] -= count
         if credit[0] < 0:
@@ -189,6 +187,9 @@ class Volume:
         gate = self.gate
         gate.enter()
         try:
+            if self.read_only:
+                # Looked at in here, for it becomes so with the gate closed.
+                self.check_writable()
             entry = self._entries[block]
             if within + count > size:
                 self.write(Payload(memoryview(data), count), offset)
@@ -217,14 +218,22 @@ class Volume:
             self._write_again(Payload(memoryview(data), count), offset)
 
     def _write_again(self, payload: Payload, offset: int) -> None:
-        self.request(lambda: self.write(payload, offset))
+        def attempt() -> None:
+            self.check_writable()
+            self.write(payload, offset)
+
+        self.request(attempt)
+
+    def check_writable(self) -> None:
+        """Raise unless clients may write. Inside the gate, or with it closed, it stays true."""
+        if self.read_only:
+            raise ReadOnlyVolume(f"volume {self.name} is read-only")
 
     def check_change(self, offset: int, count: int) -> None:
         """Raise unless a range may be changed by a client."""
         if offset + count > self.size:
             raise self._out_of_range(offset, count, write=True)
-        if self.read_only:
-            raise ReadOnlyVolume(f"volume {self.name} is read-only")
+        self.check_writable()
         self.core.modes.check_writable()
 
     def request(self, attempt: Callable[[], None], *, writes: bool = True) -> None:
@@ -300,10 +309,11 @@ class Volume:
             for number, run in enumerate(core.metadata.runs(self.dev_id, block, end)):
                 if number >= FILL_RUNS and run.begin >= last:
                     break
-                if core.may_write(run):
-                    self._show_in_place(run, own)
-                else:
-                    self.table.set_run(run.begin, run.data_begin, run.length, writable=False)
+                for part, in_place in core.parts(run):
+                    if in_place:
+                        self._show_in_place(part, own)
+                    else:
+                        self.table.set_run(part.begin, part.data_begin, part.length, writable=False)
         except ThinMetaError:
             # The damage may be beside what was asked for.
             mapping = core.metadata.lookup(self.dev_id, block)

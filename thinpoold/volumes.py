@@ -24,8 +24,9 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from thinmeta.errors import Corrupt
-from thinpoold.errors import NoSuchVolume, VolumeExists
+from thinpoold.errors import ContentJumped, NoSuchVolume, VolumeExists
 from thinpoold.names import check_name
+from thinpoold.uri import parse_stable_name, stable_name
 
 TABLE: Final = "volumes"
 
@@ -41,7 +42,8 @@ class Records(Protocol):
 @dataclass(frozen=True)
 class VolumeRecord:
     """One volume. `size` and `reserve` are in bytes; `origin` is the uuid it was snapshotted from;
-    `created` is UTC, ISO 8601. `iops`, `bps`, `allow`: see `volume_settings`."""
+    `created` is UTC, ISO 8601. `iops`, `bps`, `allow`: see `volume_settings`. `generation` goes up
+    when the content becomes another under whoever may connect again (see `uri`)."""
 
     uuid: bytes
     name: str
@@ -55,6 +57,25 @@ class VolumeRecord:
     iops: int = 0
     bps: int = 0
     allow: str = ""
+    generation: int = 1
+
+    @property
+    def stable_name(self) -> str:
+        """The export name that never is another volume's or content's."""
+        return stable_name(self.uuid, self.generation)
+
+    def check_generation(self, generation: int) -> None:
+        """Raise `ContentJumped` unless the content is that of this generation; 0 is any."""
+        if generation not in (0, self.generation):
+            raise ContentJumped(
+                f"the content of volume {self.name!r} has become another since generation "
+                f"{generation}: it was rolled back, made smaller, or lost something, and is of "
+                f"generation {self.generation} now; detach it, and attach it anew"
+            )
+
+    def jumped(self, **changes: Any) -> VolumeRecord:
+        """Return the record, changed, of a volume whose content is another from now on."""
+        return dataclasses.replace(self, generation=self.generation + 1, **changes)
 
     def pack(self) -> bytes:
         """Return the stored form, without the uuid, which is the key."""
@@ -142,6 +163,17 @@ class Registry:
         record = self._by_name.get(name)
         if record is None:
             raise NoSuchVolume(f"no volume {name[:127]!r} in this pool")
+        return record
+
+    def exported(self, export: str) -> VolumeRecord:
+        """Return the volume of a name or stable name. Raises `NoSuchVolume`, `ContentJumped`."""
+        if "/" not in export:
+            return self.get(export)
+        stable = parse_stable_name(export)
+        record = self._by_uuid.get(stable.uuid) if stable is not None else None
+        if stable is None or record is None:
+            raise NoSuchVolume(f"no volume is exported as {export[:127]!r}")
+        record.check_generation(stable.generation)
         return record
 
     def sizes(self, block_size: int) -> dict[int, int]:

@@ -58,14 +58,14 @@ class InflightClient:
             done(error.errnum or errno.ENOTCONN)
 
     def write(self, offset: int, data: bytes, flags: int, done: Done) -> None:
-        buffer = nbd.Buffer.from_bytearray(data)
-        self._submit(lambda c: self.raw.aio_pwrite(buffer, offset, c, flags), done)
+        self._submit(lambda c: self.raw.aio_pwrite(data, offset, c, flags), done)
 
     def read(self, offset: int, count: int, done: Callable[[int, bytes], None]) -> None:
-        buffer = nbd.Buffer(count)
+        # Not libnbd's own Buffer, whose memory Debian 12's never gives back.
+        buffer = bytearray(count)
         self._submit(
             lambda c: self.raw.aio_pread(buffer, offset, c),
-            lambda error: done(error, b"" if error else bytes(buffer.to_bytearray())),
+            lambda error: done(error, b"" if error else bytes(buffer)),
         )
 
     def zero(self, offset: int, count: int, flags: int, done: Done) -> None:

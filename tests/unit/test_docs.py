@@ -32,3 +32,12 @@ def anchors(document: Path) -> set[str]:
     return {
         re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
     }
+
+
+def test_every_promise_names_a_test_that_is_there() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    named = re.findall(r"`(tests/[^`]+)`", text)
+    assert len(named) > 20
+    for name in named:
+        assert (ROOT / name).is_file(), f"guarantees.md names {name}"
+        assert "def test_" in (ROOT / name).read_text()

@@ -108,8 +108,18 @@ def info(pool: Pool, name: str) -> Fact:
     }
 
 
-def find(pool: Pool, uuid: str) -> Fact:
-    """Say how a volume is called now, and how large it is. Raises `NoSuchVolume`."""
+def export_of(pool: Pool, name: str) -> str:
+    """Return a volume's stable export name. Raises `NoSuchVolume`."""
+    with pool.looking():
+        return pool.registry.get(name).stable_name
+
+
+def find(pool: Pool, uuid: str, generation: int = 0) -> Fact:
+    """Say how a volume is called now, and how large it is.
+
+    Raises `NoSuchVolume`, and `ContentJumped` when its content is not that of `generation` (0: of
+    any).
+    """
     try:
         key = uuids.UUID(uuid).bytes
     except ValueError:
@@ -118,9 +128,12 @@ def find(pool: Pool, uuid: str) -> Fact:
         record = pool.registry.by_uuid(key)
     if record is None:
         raise NoSuchVolume(f"the volume with uuid {uuid} is gone")
+    record.check_generation(generation)
     return {
         "name": record.name,
         "uuid": uuid,
+        "generation": record.generation,
+        "export": record.stable_name,
         "size": record.size,
         "read_only": record.read_only,
     }
@@ -147,6 +160,7 @@ def _describe(pool: Pool, record: VolumeRecord) -> Fact:
         "name": record.name,
         "id": record.dev_id,
         "uuid": str(uuids.UUID(bytes=record.uuid)),
+        "generation": record.generation,
         "size": record.size,
         "mapped": mapped * size,
         "exclusive": exclusive * size,

@@ -8,7 +8,6 @@ Thread-safety: any thread; one at a time.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from thinpoold.admin.facts import Fact, describe
@@ -34,9 +33,10 @@ def accept_loss(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact
     losses = {record.name: core.losses.of(record.uuid) for record in records}
     if not dry_run:
         with pool.changing() as begin:
+            records = [pool.registry.get(name).jumped() for name in names]
             begin()
             for record in records:
-                pool.put_volume(dataclasses.replace(record))
+                pool.put_volume(record)
         for record in records:
             core.ledger.accept(record.uuid)
             core.losses.forget(record.uuid)

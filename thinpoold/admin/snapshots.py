@@ -23,8 +23,12 @@ from thinpoold.pool import Pool
 from thinpoold.volumes import VolumeRecord, new_record
 
 
-def snapshot(pool: Pool, pairs: Sequence[Sequence[str]], read_only: bool = False) -> Fact:
+def snapshot(
+    pool: Pool, pairs: Sequence[Sequence[str]], read_only: bool = False, force: bool = False
+) -> Fact:
     """Make snapshots, each pair an origin and a new name, of one instant.
+
+    `force` takes names by which clients have other volumes open.
 
     Raises `NoSuchVolume`, `VolumeExists`, `InvalidName`, `NoSpace` where a reservation could not be
     kept, `NoMetadataSpace` where the format has no room for more.
@@ -36,7 +40,7 @@ def snapshot(pool: Pool, pairs: Sequence[Sequence[str]], read_only: bool = False
     made = []
     with pool.changing(quiet=[origin for origin, _ in pairs]) as begin:
         for name in names:
-            pool.registry.check_free(name)
+            pool.check_name(name, force=force)
         origins = [pool.registry.get(origin) for origin, _ in pairs]
         _check_reservations(pool, origins)
         pool.metadata.check_room(devices=len(names), snapshots=len(names))
@@ -46,16 +50,19 @@ def snapshot(pool: Pool, pairs: Sequence[Sequence[str]], read_only: bool = False
     return {"volumes": describe(pool, made)}
 
 
-def rollback(pool: Pool, name: str, snapshot: str, discard_current: bool = False) -> Fact:
+def rollback(
+    pool: Pool, name: str, snapshot: str, discard_current: bool = False, force: bool = False
+) -> Fact:
     """Make the content of a volume that of another, usually a snapshot of it.
 
-    Raises `NoSuchVolume`, `VolumeInUse` while clients have the volume open.
+    `force` does that under a client that may come back. Raises `NoSuchVolume`, `VolumeInUse` while
+    clients have the volume open.
     """
-    return begin_rollback(pool, name, snapshot, discard_current)()
+    return begin_rollback(pool, name, snapshot, discard_current, force)()
 
 
 def begin_rollback(
-    pool: Pool, name: str, snapshot: str, discard_current: bool = False
+    pool: Pool, name: str, snapshot: str, discard_current: bool = False, force: bool = False
 ) -> Callable[[], Fact]:
     """Do the transaction of `rollback`; what it discards goes in the function returned, beside
     other changes.
@@ -70,6 +77,7 @@ def begin_rollback(
             raise VolumeInUse(
                 f"volume {name!r} is open by {clients} client(s): disconnect them first"
             )
+        pool.check_absent(volume, force=force)
         _check_reservations(pool, [volume, source])
         metadata = pool.metadata
         metadata.check_room(devices=1, snapshots=1)
@@ -84,8 +92,9 @@ def begin_rollback(
             kept = new_record(_unused_name(pool, name), old, volume.size, origin=volume.uuid)
             kept = dataclasses.replace(kept, allow=volume.allow)
             pool.put_volume(kept)
-        pool.put_volume(dataclasses.replace(volume, dev_id=new, size=source.size))
-        record = pool.registry.get(name)
+        record = volume.jumped(dev_id=new, size=source.size)
+        pool.put_volume(record)
+    pool.core.ledger.forget(record.uuid)
     (fact,) = describe(pool, [record])
     answer: Fact = {"volume": fact, "kept": kept.name if kept is not None else None}
 

@@ -17,10 +17,18 @@ from thinpoold.sizes import SECTOR, check_volume_size, exact_size
 from thinpoold.volumes import new_record
 
 
-def create(pool: Pool, name: str, size: int, read_only: bool = False, reserve: int = 0) -> Fact:
+def create(
+    pool: Pool,
+    name: str,
+    size: int,
+    read_only: bool = False,
+    reserve: int = 0,
+    force: bool = False,
+) -> Fact:
     """Make a volume of `size` bytes, with `reserve` bytes kept free for it.
 
-    Raises `InvalidName`, `InvalidSize`, `VolumeExists`, `NoSpace`.
+    `force` takes a name by which a client has another volume open. Raises `InvalidName`,
+    `InvalidSize`, `VolumeExists`, `NameHeld`, `NoSpace`.
     """
     core = pool.core
     check_volume_size(size, core.block_size)
@@ -28,7 +36,7 @@ def create(pool: Pool, name: str, size: int, read_only: bool = False, reserve: i
         raise InvalidSize(f"reserve {reserve} will not do: it must be a multiple of {SECTOR} bytes")
     blocks = -(-reserve // core.block_size)
     with pool.changing() as begin:
-        pool.registry.check_free(name)
+        pool.check_name(name, force=force)
         pool.metadata.check_room(devices=1, snapshots=0)
         if blocks:
             core.give_back_ahead()
@@ -47,7 +55,7 @@ def create(pool: Pool, name: str, size: int, read_only: bool = False, reserve: i
     return describe(pool, [record])[0]
 
 
-def resize(pool: Pool, name: str, size: int, shrink: bool = False) -> Fact:
+def resize(pool: Pool, name: str, size: int, shrink: bool = False, force: bool = False) -> Fact:
     """Change a volume's size. Making it smaller discards what is cut, and needs `shrink`.
 
     What a smaller volume leaves of its last block stays there, out of sight, and is zeroed when the
@@ -70,39 +78,51 @@ def resize(pool: Pool, name: str, size: int, shrink: bool = False) -> Fact:
             record = pool.registry.get(name)
             if size < record.size:
                 _check_closed(pool, record.uuid, name, but_for=1)
+                pool.check_absent(record, force=force)
             table = volume.table_for(size)
             begin()
             if size < record.size:
                 discard.remove(volume, -(-size // pool.core.block_size), volume.blocks)
-            changed = dataclasses.replace(record, size=size)
+                changed = record.jumped(size=size)
+            else:
+                changed = dataclasses.replace(record, size=size)
             pool.put_volume(changed, table)
     finally:
         pool.close_volume(volume)
+    if changed.generation != record.generation:
+        pool.core.ledger.forget(record.uuid)
     return describe(pool, [changed])[0]
 
 
-def rename(pool: Pool, old: str, new: str) -> Fact:
-    """Give a volume another name. Raises `NoSuchVolume`, `VolumeExists`, `InvalidName`."""
+def rename(pool: Pool, old: str, new: str, force: bool = False) -> Fact:
+    """Give a volume another name.
+
+    `force` takes one by which a client has another volume open. Raises `NoSuchVolume`,
+    `VolumeExists`, `NameHeld`, `InvalidName`.
+    """
     with pool.changing(quiet=[old]) as begin:
         record = pool.registry.get(old)
         if new != old:
-            pool.registry.check_free(new)
+            pool.check_name(new, force=force, uuid=record.uuid)
         begin()
         changed = dataclasses.replace(record, name=new)
         pool.put_volume(changed)
     return describe(pool, [changed])[0]
 
 
-def delete(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact:
+def delete(pool: Pool, names: Sequence[str], dry_run: bool = False, force: bool = False) -> Fact:
     """Delete volumes, and say how many bytes that frees.
 
     In one transaction all are gone for good; what they held is given back after that, before this
-    returns. Raises `NoSuchVolume`, `VolumeInUse`; then none is deleted.
+    returns. `force` deletes one that a client may come back to. Raises `NoSuchVolume`,
+    `VolumeInUse`; then none is deleted.
     """
-    return begin_delete(pool, names, dry_run)()
+    return begin_delete(pool, names, dry_run, force)()
 
 
-def begin_delete(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Callable[[], Fact]:
+def begin_delete(
+    pool: Pool, names: Sequence[str], dry_run: bool = False, force: bool = False
+) -> Callable[[], Fact]:
     """Do the transaction of `delete`; the rest is the function returned, beside other changes."""
     names = list(dict.fromkeys(names))
     if dry_run:
@@ -112,6 +132,7 @@ def begin_delete(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Cal
         records = [pool.registry.get(name) for name in names]
         for record in records:
             _check_closed(pool, record.uuid, record.name)
+            pool.check_absent(record, force=force)
         begin()
         for record in records:
             pool.remove_volume(record)

@@ -39,7 +39,14 @@ def command(
 
 
 def attach(
-    *, pool: str, volume: str, uuid: str, uri: str, read_only: bool, patience: int
+    *,
+    pool: str,
+    volume: str,
+    uuid: str,
+    generation: int,
+    uri: str,
+    read_only: bool,
+    patience: int,
 ) -> Attachment:
     """Serve a volume as a file, and as a loop device if that can be had.
 
@@ -80,6 +87,7 @@ def attach(
             pool=pool,
             volume=volume,
             uuid=uuid,
+            generation=generation,
             read_only=read_only,
             pid=process.pid,
             started=records.start_time(process.pid),

@@ -79,6 +79,7 @@ class Order:
     connections: int
     patience: int
     read_only: bool
+    generation: int = 0
     adopt: dict[str, Any] | None = None
 
     def to_json(self) -> str:
@@ -172,6 +173,7 @@ class Keeper:
             pool=order.pool,
             volume=order.volume,
             uuid=order.uuid,
+            generation=order.generation,
             read_only=order.read_only,
             connector=self._device.connector or 0,
             clients=tuple(pids),
@@ -243,6 +245,7 @@ def ask_for_volume(
                 "reconnect",
                 {
                     "uuid": attachment.uuid,
+                    "generation": attachment.generation,
                     "pids": list(attachment.clients),
                     "hang_up": hang_up,
                 },

@@ -43,7 +43,8 @@ class Attachment:
     that stays with it (keeper or nbdfuse) and `started` tells it from a later one of that number.
     `clients` are the processes whose connections to the daemon serve it. `connector` is what
     /sys/block/nbdN/pid says. `renewed` counts how often it was reconnected. `file` is nbdfuse's
-    file, `patience` the seconds that I/O waits for a lost daemon.
+    file, `patience` the seconds that I/O waits for a lost daemon; `generation` the volume's when it
+    was attached, 0 in records of older programs.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Attachment:
     patience: int = 0
     renewed: int = 0
     file: str = ""
+    generation: int = 0
 
     @property
     def block_device(self) -> BlockDevice | None:

@@ -71,6 +71,7 @@ def attach(paths: PoolPaths, name: str, wanted: Wanted) -> Attachment:
                 pool=str(paths.directory),
                 volume=name,
                 uuid=info["uuid"],
+                generation=info["generation"],
                 uri=uri,
                 read_only=read_only,
                 patience=wanted.patience,
@@ -81,6 +82,7 @@ def attach(paths: PoolPaths, name: str, wanted: Wanted) -> Attachment:
             uri=uri,
             volume=name,
             uuid=info["uuid"],
+            generation=info["generation"],
             size=info["size"],
             device="",
             block_size=wanted.block_size,
@@ -114,7 +116,8 @@ def look_up(paths: PoolPaths, name: str) -> tuple[dict[str, Any], str]:
     with client:
         info: Any = client.call("info", {"name": name})
         place: Any = client.call("uri", {"name": name})
-    return info, place["uri"]
+    # Whoever connects again by it finds this volume with this content, or none.
+    return info, place["stable_uri"]
 
 
 def _settings(paths: PoolPaths, name: str) -> dict[str, Any]:
@@ -212,6 +215,7 @@ def _serve_anew(paths: PoolPaths, attachment: Attachment) -> tuple[Attachment, i
                 pool=current.pool,
                 volume=place["name"],
                 uuid=current.uuid,
+                generation=place["generation"],
                 uri=place["uri"],
                 read_only=current.read_only,
                 patience=current.patience,
@@ -272,6 +276,7 @@ def _adopt(paths: PoolPaths, attachment: Attachment) -> Attachment:
         uri=uri,
         volume=attachment.volume,
         uuid=attachment.uuid,
+        generation=attachment.generation,
         size=0,
         device=attachment.device,
         block_size=0,

@@ -93,16 +93,20 @@ def info(volume: str, pool: str | None, as_json: bool) -> None:
 
 @verb("uri")
 @click.argument("volume", metavar="VOL", type=Name())
+@click.option(
+    "--stable", is_flag=True, help="One that never is another volume's: for what reconnects."
+)
 @json_option
-def uri(volume: str, pool: str | None, as_json: bool) -> None:
+def uri(volume: str, stable: bool, pool: str | None, as_json: bool) -> None:
     """Print the NBD URI of the volume VOL, alone on one line.
 
     On a pool that does not run it is the URI the volume will have once the pool is started as
     usual.
 
     \b
-    Example:
+    Examples:
       nbdinfo "$(thinpool -p mypool uri disk)"
+      qemu-system-x86_64 -drive file="$(thinpool uri disk --stable)",format=raw ...
 
     Exit status: 0 printed; 1 no such volume, or failed.
     """
@@ -110,7 +114,7 @@ def uri(volume: str, pool: str | None, as_json: bool) -> None:
     if as_json:
         output.emit_json(answer)
     else:
-        output.emit(answer["uri"])
+        output.emit(answer["stable_uri" if stable else "uri"])
 
 
 def _row(volume: dict[str, Any]) -> tuple[str, ...]:

@@ -27,9 +27,16 @@ from thinpoold.sizes import SECTOR
 @click.argument("size", metavar="SIZE", type=VolumeSize())
 @click.option("--read-only", is_flag=True, help="Clients may only read it.")
 @click.option("--reserve", metavar="SIZE", type=Size(), default=0, help="Space kept free for it.")
+@click.option("--force", is_flag=True, help="Take a name that clients have another volume by.")
 @json_option
 def create(
-    volume: str, size: int, read_only: bool, reserve: int, pool: str | None, as_json: bool
+    volume: str,
+    size: int,
+    read_only: bool,
+    reserve: int,
+    force: bool,
+    pool: str | None,
+    as_json: bool,
 ) -> None:
     """Make the thin volume VOL of SIZE. It takes no space until it is written.
 
@@ -44,7 +51,7 @@ def create(
     if reserve < 0 or reserve % SECTOR:
         raise InvalidSize(f"reserve {reserve} will not do: it must be a multiple of {SECTOR} bytes")
     answer = Backend(chosen_pool(pool)).call(
-        "create", name=volume, size=size, read_only=read_only, reserve=reserve
+        "create", name=volume, size=size, read_only=read_only, reserve=reserve, force=force
     )
     _tell(answer, as_json, f"created {answer['name']}, {output.size(answer['size'])}")
 
@@ -54,8 +61,11 @@ def create(
     "words", metavar="ORIGIN SNAP [ORIGIN SNAP]...", nargs=-1, required=True, type=Name()
 )
 @click.option("--read-only", is_flag=True, help="Clients may only read the snapshots.")
+@click.option("--force", is_flag=True, help="Take a name that clients have another volume by.")
 @json_option
-def snapshot(words: tuple[str, ...], read_only: bool, pool: str | None, as_json: bool) -> None:
+def snapshot(
+    words: tuple[str, ...], read_only: bool, force: bool, pool: str | None, as_json: bool
+) -> None:
     """Make SNAP a snapshot of the volume ORIGIN.
 
     Several pairs are snapshotted at one instant and in one transaction: all of them or none. A
@@ -68,7 +78,9 @@ def snapshot(words: tuple[str, ...], read_only: bool, pool: str | None, as_json:
 
     Exit status: 0 made, durably; 1 refused (no such origin, the name is taken) or failed.
     """
-    answer = Backend(chosen_pool(pool)).call("snapshot", pairs=pairs(words), read_only=read_only)
+    answer = Backend(chosen_pool(pool)).call(
+        "snapshot", pairs=pairs(words), read_only=read_only, force=force
+    )
     made = [f"{volume['name']} of {volume['origin']}" for volume in answer["volumes"]]
     _tell(answer, as_json, f"snapshotted {', '.join(made)}")
 
@@ -77,8 +89,11 @@ def snapshot(words: tuple[str, ...], read_only: bool, pool: str | None, as_json:
 @click.argument("volume", metavar="VOL", type=Name())
 @click.argument("size", metavar="SIZE", type=VolumeSize())
 @click.option("--shrink", is_flag=True, help="Allow a smaller size: what is cut off is discarded.")
+@click.option("--force", is_flag=True, help="Also under a client that may come back.")
 @json_option
-def resize(volume: str, size: int, shrink: bool, pool: str | None, as_json: bool) -> None:
+def resize(
+    volume: str, size: int, shrink: bool, force: bool, pool: str | None, as_json: bool
+) -> None:
     """Make the volume VOL as large as SIZE.
 
     Clients that have it open see the new size when they connect again.
@@ -94,15 +109,16 @@ def resize(volume: str, size: int, shrink: bool, pool: str | None, as_json: bool
     paths = chosen_pool(pool)
     if shrink:
         _refuse_attached(paths, [volume], smaller_than=size)
-    answer = Backend(paths).call("resize", name=volume, size=size, shrink=shrink)
+    answer = Backend(paths).call("resize", name=volume, size=size, shrink=shrink, force=force)
     _tell(answer, as_json, f"resized {answer['name']} to {output.size(answer['size'])}")
 
 
 @verb("rename")
 @click.argument("old", metavar="OLD", type=Name())
 @click.argument("new", metavar="NEW", type=Name())
+@click.option("--force", is_flag=True, help="Take a name that clients have another volume by.")
 @json_option
-def rename(old: str, new: str, pool: str | None, as_json: bool) -> None:
+def rename(old: str, new: str, force: bool, pool: str | None, as_json: bool) -> None:
     """Give the volume OLD the name NEW. Clients that have it open keep it.
 
     \b
@@ -111,15 +127,18 @@ def rename(old: str, new: str, pool: str | None, as_json: bool) -> None:
 
     Exit status: 0 renamed, durably; 1 refused (no such volume, the name is taken) or failed.
     """
-    answer = Backend(chosen_pool(pool)).call("rename", old=old, new=new)
+    answer = Backend(chosen_pool(pool)).call("rename", old=old, new=new, force=force)
     _tell(answer, as_json, f"renamed {old} to {answer['name']}")
 
 
 @verb("delete")
 @click.argument("volumes", metavar="VOL...", nargs=-1, required=True, type=Name())
 @click.option("--dry-run", is_flag=True, help="Only say what would be freed.")
+@click.option("--force", is_flag=True, help="Also under a client that may come back.")
 @json_option
-def delete(volumes: tuple[str, ...], dry_run: bool, pool: str | None, as_json: bool) -> None:
+def delete(
+    volumes: tuple[str, ...], dry_run: bool, force: bool, pool: str | None, as_json: bool
+) -> None:
     """Delete volumes, all in one transaction, and say how much space that frees.
 
     A volume that a client has open, or that is attached, is refused, and then none is deleted.
@@ -135,7 +154,7 @@ def delete(volumes: tuple[str, ...], dry_run: bool, pool: str | None, as_json: b
     paths = chosen_pool(pool)
     if not dry_run:
         _refuse_attached(paths, volumes)
-    answer = Backend(paths).call("delete", names=list(volumes), dry_run=dry_run)
+    answer = Backend(paths).call("delete", names=list(volumes), dry_run=dry_run, force=force)
     names, freed = ", ".join(answer["volumes"]), output.size(answer["freed"])
     line = (
         f"would delete {names} and free {freed}" if dry_run else f"deleted {names}, freed {freed}"
@@ -147,9 +166,15 @@ def delete(volumes: tuple[str, ...], dry_run: bool, pool: str | None, as_json: b
 @click.argument("volume", metavar="VOL", type=Name())
 @click.argument("snapshot_name", metavar="SNAP", type=Name())
 @click.option("--discard-current", is_flag=True, help="Keep no snapshot of what VOL held.")
+@click.option("--force", is_flag=True, help="Also under a client that may come back.")
 @json_option
 def rollback(
-    volume: str, snapshot_name: str, discard_current: bool, pool: str | None, as_json: bool
+    volume: str,
+    snapshot_name: str,
+    discard_current: bool,
+    force: bool,
+    pool: str | None,
+    as_json: bool,
 ) -> None:
     """Make the content of the volume VOL that of SNAP.
 
@@ -165,7 +190,11 @@ def rollback(
     paths = chosen_pool(pool)
     _refuse_attached(paths, [volume])
     answer = Backend(paths).call(
-        "rollback", name=volume, snapshot=snapshot_name, discard_current=discard_current
+        "rollback",
+        name=volume,
+        snapshot=snapshot_name,
+        discard_current=discard_current,
+        force=force,
     )
     kept = answer.get("kept")
     line = f"rolled back {volume} to {snapshot_name}"

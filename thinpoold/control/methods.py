@@ -106,18 +106,22 @@ def _uri(host: Host, params: Params) -> Result:
     from thinpoold import admin
 
     name = params["name"]
-    admin.info(host.pool, name=name)
-    return {"uri": volume_uri(host.server_uri, name)}
+    stable = admin.export_of(host.pool, name=name)
+    return {
+        "uri": volume_uri(host.server_uri, name),
+        "stable_uri": volume_uri(host.server_uri, stable),
+    }
 
 
 def _reconnect(host: Host, params: Params) -> Result:
     from thinpoold import admin, clients
 
-    fact = admin.find(host.pool, uuid=params["uuid"])
+    fact = admin.find(host.pool, uuid=params["uuid"], generation=params["generation"])
     gently = socket.SHUT_RD if host.answers_in_turn else socket.SHUT_RDWR
     shut = gently if params["hang_up"] else None
     left = clients.finish(params["pids"], shut=shut, seconds=_FINISH_SECONDS)
-    return {**fact, "uri": volume_uri(host.server_uri, str(fact["name"])), "left": left}
+    export = str(fact.pop("export"))
+    return {**fact, "uri": volume_uri(host.server_uri, export), "left": left}
 
 
 def _admin(function: str) -> Callable[[Host, Params], Outcome]:
@@ -137,6 +141,12 @@ def _admin(function: str) -> Callable[[Host, Params], Outcome]:
 
 _NAME = Param("name", TEXT, "the volume")
 _OF_VOLUME = Param("volume", TEXT_OR_NULL, "a volume, or null for the pool", None)
+_FORCE_NAME = Param(
+    "force", FLAG, "also if a client has another volume open by that name, and may come back", False
+)
+_FORCE_ABSENT = Param(
+    "force", FLAG, "also if a client had it open when the daemon ended, and may come back", False
+)
 _VOLUME = "a volume, as `list` has it"
 
 METHODS: dict[str, Method] = {
@@ -199,7 +209,8 @@ METHODS: dict[str, Method] = {
         Method(
             "list",
             "List the volumes.",
-            "`volumes`: for each `name`, `id`, `uuid`, `size`, `mapped`, `exclusive`, `origin` "
+            "`volumes`: for each `name`, `id`, `uuid`, `generation` (it goes up when the content "
+            "becomes another under clients), `size`, `mapped`, `exclusive`, `origin` "
             "(a name or null), `created` (UTC, ISO 8601), `read_only`, `lost` (whether something "
             "that was answered is lost: see `accept-loss`), `clients` (how many "
             "connections), `opened_by`: for each client `pid`, `command`, `uid` and `user` of its "
@@ -224,7 +235,8 @@ METHODS: dict[str, Method] = {
         Method(
             "uri",
             "Say where NBD clients find a volume.",
-            "`uri`",
+            "`uri`, by its name, and `stable_uri`, which never is another volume's, nor of this "
+            "volume with another content: for clients that connect again by themselves",
             _uri,
             (_NAME,),
         ),
@@ -233,11 +245,12 @@ METHODS: dict[str, Method] = {
             "Say where a volume is now, to a client that connects again.\n\n"
             "It waits, for some seconds, until all requests of connections that have ended are "
             "done: what the client repeats then cannot be overtaken by what it sent before.",
-            "`name`, `uuid`, `uri`, `size`, `read_only`, `left` (how many connections still have "
-            "requests under way; ask again until there is none)",
+            "`name`, `uuid`, `generation`, `uri` (the stable one), `size`, `read_only`, `left` "
+            "(how many connections still have requests under way; ask again until there is none)",
             _reconnect,
             (
                 Param("uuid", TEXT, "the volume"),
+                Param("generation", BYTES, "refuse another content than this; 0: any", 0),
                 Param("pids", PROCESSES, "the processes that had connected, on UNIX sockets"),
                 Param("hang_up", FLAG, "end all connections of theirs, not only wait", False),
             ),
@@ -253,6 +266,7 @@ METHODS: dict[str, Method] = {
                 Param("size", BYTES, "its size, a multiple of 512"),
                 Param("read_only", FLAG, "whether clients may only read it", False),
                 Param("reserve", BYTES, "space kept free for it", 0),
+                _FORCE_NAME,
             ),
             changes=True,
         ),
@@ -264,6 +278,7 @@ METHODS: dict[str, Method] = {
             (
                 Param("pairs", PAIRS, "the origin and the new snapshot's name, for each"),
                 Param("read_only", FLAG, "whether clients may only read them", False),
+                _FORCE_NAME,
             ),
             changes=True,
         ),
@@ -276,6 +291,7 @@ METHODS: dict[str, Method] = {
                 _NAME,
                 Param("size", BYTES, "the new size, a multiple of 512"),
                 Param("shrink", FLAG, "allow a smaller size, which discards what is cut", False),
+                _FORCE_ABSENT,
             ),
             changes=True,
         ),
@@ -300,6 +316,7 @@ METHODS: dict[str, Method] = {
             (
                 Param("old", TEXT, "the volume"),
                 Param("new", TEXT, "its new name"),
+                _FORCE_NAME,
             ),
             changes=True,
         ),
@@ -313,6 +330,7 @@ METHODS: dict[str, Method] = {
             (
                 Param("names", TEXTS, "the volumes"),
                 Param("dry_run", FLAG, "only say what would be freed", False),
+                _FORCE_ABSENT,
             ),
             changes=True,
         ),
@@ -326,6 +344,7 @@ METHODS: dict[str, Method] = {
                 _NAME,
                 Param("snapshot", TEXT, "the volume whose content it gets"),
                 Param("discard_current", FLAG, "keep no snapshot of what it held", False),
+                _FORCE_ABSENT,
             ),
             changes=True,
         ),

@@ -169,6 +169,7 @@ def test_nothing_is_left_of_an_attachment_that_cannot_be_recorded(
             pool=str(pool.directory),
             volume="v",
             uuid=uuid,
+            generation=1,
             uri=pool.uri("v"),
             read_only=False,
             patience=0,

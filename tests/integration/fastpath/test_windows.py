@@ -151,3 +151,33 @@ def test_and_would_not_without_the_gate(
     trouble: Trouble,
 ) -> None:
     assert trouble(held(filter_of("ungated")), hold)
+
+
+def test_a_write_in_place_is_not_lost_to_a_copy_of_the_block_before(
+    held: Callable[[Path], PoolRig], hold: Hold, filter_of: Callable[[str], Path]
+) -> None:
+    """The blocks are one run, of which the first counts as shared until a commit."""
+    pool = held(filter_of("hooks"))
+    pool.create("v", f"{4 * BLOCK}")
+    with pool.connect("v") as origin:
+        origin.write(0, OLD * 4)
+        pool.snapshot("v", "s")
+        with (
+            pool.connect("s") as client,
+            pool.connect("s") as other,
+            pool.rpc() as rpc,
+            ThreadPoolExecutor() as threads,
+        ):
+            origin.write(3 * BLOCK, NEW)
+            rpc.call("commit")
+            # The snapshot's alone, and known to be.
+            client.write(3 * BLOCK, b"1" * 512)
+            origin.write(2 * BLOCK, NEW)
+            hold.arm(WRITE)
+            writing = threads.submit(client.write, 3 * BLOCK + 4096, b"2" * 512)
+            assert hold.next() == WRITE
+            other.write(3 * BLOCK - 512, b"3" * 1024)
+            hold.go()
+            writing.result()
+            assert other.read(3 * BLOCK - 512, 1024) == b"3" * 1024
+            assert other.read(3 * BLOCK + 4096, 1024) == b"2" * 512 + b"o" * 512

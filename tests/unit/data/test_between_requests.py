@@ -6,9 +6,17 @@ request act on the change. The table in plugins/fastpath/README.md says what kee
 
 from __future__ import annotations
 
-from tests.unit.data.rigs import BLOCK, Rig, finish, read, spin, threads
-from thinmeta.thin import Cursor
-from thinpoold import admin
+import threading
+from collections.abc import Callable
+from concurrent.futures import wait
+
+import pytest
+
+from tests.unit.data.rigs import BLOCK, PATIENCE, Rig, finish, read, spin, threads
+from thinmeta.thin import Cursor, ThinMetadata
+from thinpoold import admin, discard
+from thinpoold.errnos import ReadOnlyVolume
+from thinpoold.settings import CACHE, Settings
 from thinpoold.volume import Volume
 
 PIECE = 4096
@@ -116,3 +124,155 @@ def test_who_waits_for_a_cell_finds_what_can_be_written_in_place_by_then(rig: Ri
     finish(waiting)
     assert read(snap, 3 * BLOCK, PIECE) == b"1" * PIECE
     assert read(snap, 3 * BLOCK + PIECE, PIECE) == b"0" * PIECE
+
+
+@pytest.mark.parametrize("cache", CACHE)
+def test_a_block_in_place_is_not_copied_with_the_one_before_it(
+    new_rig: Callable[..., Rig], cache: str
+) -> None:
+    """Two blocks of a run: the first counts as shared still, the second is written in place."""
+    rig = new_rig(settings=Settings(cache=cache))
+    snap = shared_volume(rig)
+    volume = rig.pool.open_volume("v")
+    volume.pwrite(b"v", 3 * BLOCK)
+    rig.pool.commit()
+    snap.pwrite(b"1" * PIECE, 3 * BLOCK + PIECE)
+    # Block 2 has one owner, block 3 too, but of block 2 no commit says so yet.
+    volume.pwrite(b"v", 2 * BLOCK)
+    reached, go = rig.device.hold("write")
+    with threads(2) as pool:
+        first = pool.submit(snap.pwrite, b"2" * PIECE, 3 * BLOCK + 2 * PIECE)
+        assert reached.wait(PATIENCE)
+        rig.device.gates.clear()
+        second = pool.submit(snap.pwrite, b"3" * 2 * PIECE, 3 * BLOCK - PIECE)
+        finish(second)
+        go.set()
+        finish(first)
+    assert (
+        read(snap, 3 * BLOCK - PIECE, 4 * PIECE) == b"3" * 2 * PIECE + b"1" * PIECE + b"2" * PIECE
+    )
+
+
+@pytest.mark.parametrize("cache", CACHE)
+def test_a_block_in_place_stays_so_when_what_is_beside_it_is_looked_up(
+    new_rig: Callable[..., Rig], cache: str
+) -> None:
+    """As before, with a write that begins in the block itself, after a look-up of another."""
+    rig = new_rig(settings=Settings(cache=cache))
+    snap = shared_volume(rig)
+    volume = rig.pool.open_volume("v")
+    volume.pwrite(b"v", 2 * BLOCK)
+    rig.pool.commit()
+    snap.pwrite(b"1" * PIECE, 2 * BLOCK)
+    volume.pwrite(b"v", 3 * BLOCK)
+    reached, go = rig.device.hold("write")
+    with threads(2) as pool:
+        first = pool.submit(snap.pwrite, b"2" * PIECE, 2 * BLOCK + PIECE)
+        assert reached.wait(PATIENCE)
+        rig.device.gates.clear()
+        with rig.pool.core.lock:
+            snap.fill(0, 1)
+        finish(pool.submit(snap.pwrite, b"3" * 2 * PIECE, 3 * BLOCK - PIECE))
+        go.set()
+        finish(first)
+    assert read(snap, 2 * BLOCK, 2 * PIECE) == b"1" * PIECE + b"2" * PIECE
+    assert read(snap, 3 * BLOCK - PIECE, 2 * PIECE) == b"3" * 2 * PIECE
+
+
+def test_a_deletion_goes_on_with_what_is_noted_durably_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier process left is being deleted while a command's note is being committed."""
+    snap = shared_volume(rig)
+    volume = rig.pool.open_volume("v")
+    dev_id = volume.dev_id
+    rig.pool.close_volume(volume)
+    rig.pool.close_volume(volume)
+    reached, go, come = threading.Event(), threading.Event(), threading.Event()
+
+    def hold_commit() -> None:
+        reached.set()
+        assert go.wait(PATIENCE)
+
+    flush = rig.pool.core.flush
+
+    def flushing() -> None:
+        come.set()
+        flush()
+
+    with threads(2) as pool:
+        rig.store.at_commit = hold_commit
+        deleting = pool.submit(admin.delete, rig.pool, ["v"])
+        assert reached.wait(PATIENCE)
+        monkeypatch.setattr(rig.pool.core, "flush", flushing)
+        going = pool.submit(rig.pool.deletion.go_on)
+        going.add_done_callback(lambda _: come.set())
+        assert come.wait(PATIENCE)
+        read(snap, 0, BLOCK)
+        snap.pwrite(b"s" * BLOCK, 3 * BLOCK)
+        # What a crash now brings back.
+        last = ThinMetadata.open(rig.store)
+        mapping = last.lookup(dev_id, 3)
+        last.close()
+        assert mapping is not None
+        with rig.path.open("rb") as data:
+            data.seek(mapping.data_block * BLOCK)
+            held = data.read(BLOCK)
+        go.set()
+        finish(deleting, going)
+    assert held == b"0" * BLOCK
+
+
+@pytest.mark.parametrize("change", ["write in place", "first write", "zero", "trim"])
+def test_a_volume_is_not_changed_after_it_has_become_read_only(rig: Rig, change: str) -> None:
+    """The request has been let in as one of a writable volume, and waits at the gate."""
+    volume = rig.create(size=8 * BLOCK)
+    volume.pwrite(b"0" * 2 * BLOCK, 0)
+    requests: dict[str, Callable[[], None]] = {
+        "write in place": lambda: volume.pwrite(b"1", 0),
+        "first write": lambda: volume.pwrite(b"1", 4 * BLOCK),
+        "zero": lambda: discard.zero(volume, 0, BLOCK, may_trim=False, fast=False),
+        "trim": lambda: discard.trim(volume, 0, BLOCK),
+    }
+    at_gate, go_in = threading.Event(), threading.Event()
+    enter = volume.gate.enter
+
+    def slowly() -> None:
+        at_gate.set()
+        assert go_in.wait(PATIENCE)
+        enter()
+
+    volume.gate.enter = slowly  # type: ignore[method-assign]
+    with threads(1) as pool:
+        request = pool.submit(requests[change])
+        assert at_gate.wait(PATIENCE)
+        admin.set_settings(rig.pool, {"read_only": True}, "v")
+        volume.gate.enter = enter  # type: ignore[method-assign]
+        go_in.set()
+        wait([request], PATIENCE)
+    assert isinstance(request.exception(), ReadOnlyVolume)
+    assert read(volume) == b"0" * 2 * BLOCK + bytes(6 * BLOCK)
+
+
+def test_a_rollback_to_a_volume_waits_for_a_write_in_place_of_it(rig: Rig) -> None:
+    """Both have the block in common afterwards."""
+    snap = shared_volume(rig)
+    volume = rig.pool.open_volume("v")
+    rig.pool.close_volume(volume)
+    rig.pool.close_volume(volume)
+    snap.pwrite(b"1" * BLOCK, 3 * BLOCK)
+    reached, go = rig.device.hold("write")
+    with threads(3) as pool:
+        writing = pool.submit(snap.pwrite, b"2" * PIECE, 3 * BLOCK)
+        assert reached.wait(PATIENCE)
+        rig.device.gates.clear()
+        rolling = pool.submit(admin.rollback, rig.pool, "v", "s")
+        # The gate is closed: whoever comes now waits.
+        spin(lambda: snap.gate._closed)
+        late = pool.submit(snap.pwrite, b"3" * PIECE, 3 * BLOCK + PIECE)
+        assert not rolling.done()
+        go.set()
+        finish(writing, rolling, late)
+    rolled = rig.pool.open_volume("v")
+    assert read(rolled, 3 * BLOCK, 3 * PIECE) == b"2" * PIECE + b"1" * 2 * PIECE
+    assert read(snap, 3 * BLOCK, 2 * PIECE) == b"2" * PIECE + b"3" * PIECE
