@@ -5,6 +5,7 @@ The metadata library knows devices by number; names, sizes and settings are reco
 1. The pool's record is there and makes sense.
 2. Every volume's record makes sense, and names and device ids are each one volume's alone.
 3. Every volume has a device, and every device a volume, or it is being deleted.
+4. The data device bears the pool's mark, of the life that the record has (`data_mark`).
 
 Only reads; any thread.
 """
@@ -16,7 +17,7 @@ from thinmeta.check import Problem
 from thinmeta.errors import Corrupt, StoreError, UnsupportedFormat
 from thinmeta.store.protocol import BlockStore
 from thinmeta.thin import ThinMetadata
-from thinpoold import deletion, pool_record
+from thinpoold import deletion, identity, pool_record
 from thinpoold.errors import DeviceError, UserError
 from thinpoold.ledger import State, other_commit, read
 from thinpoold.names import check_name
@@ -59,6 +60,34 @@ def last_commit(store: BlockStore, paths: PoolPaths, *, running: bool) -> list[P
     # Asked after the ledger was read, which never names a commit that is not there yet.
     problem = other_commit(store.generation, found)
     return [Problem("store", paths.metadata.name, problem)] if problem else []
+
+
+def data_mark(store: BlockStore, paths: PoolPaths) -> list[Problem]:
+    """Return what is wrong if the data device is not the pool's own, or another copy of it.
+
+    Raises `DeviceError` when the device cannot be looked at. A running pool may move its mark
+    meanwhile, so what speaks against it has to stand while the record stays as it is.
+    """
+    before: tuple[pool_record.PoolRecord, int] | None = None
+    while True:
+        try:
+            with store.snapshot() as view:
+                metadata = ThinMetadata.open(view)
+                try:
+                    record = pool_record.load(metadata)
+                    now = record, metadata.data_blocks * record.block_size
+                finally:
+                    metadata.close()
+        except _DAMAGE:
+            # Told by others.
+            return []
+        path = record.data_file(paths.directory)
+        why = identity.look(path, *now)
+        if not why:
+            return []
+        if now == before:
+            return [Problem("mark", str(path), why)]
+        before = now
 
 
 def _pool(metadata: ThinMetadata) -> Iterator[Problem]:

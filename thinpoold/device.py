@@ -171,12 +171,19 @@ class DataDevice:
 
     def flush(self) -> None:
         """Make everything written so far durable."""
+        self._flush(os.fdatasync)
+
+    def flush_all(self) -> None:
+        """As `flush`, and a file's attributes, too."""
+        self._flush(os.fsync)
+
+    def _flush(self, sync: Callable[[int], None]) -> None:
         if self.failed is not None:
             raise self.failed
         with self.ledger.syncing():
             try:
                 with self.writeout.writing():
-                    os.fdatasync(self.fd)
+                    sync(self.fd)
             except OSError as error:
                 told = failure("flush of the data device", error)
                 self.fail(told)

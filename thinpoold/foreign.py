@@ -3,10 +3,14 @@
 Invariants
 
 1. Nothing is written, and the device stays open and locked as it was.
-2. A file is somebody's as soon as one byte of it is not zero; holes are skipped, not read. A block
-   device may hold old bytes that nobody misses, so there it is a signature that counts: that of a
-   file system, a RAID, a partition table, as blkid knows them. Without blkid it is a byte that is
-   not zero in the first or last mebibyte, where signatures lie.
+2. A file is somebody's as soon as one byte of it is not zero; holes are skipped, not read.
+3. A block device is somebody's when blkid knows what it holds: a file system, a RAID, a partition
+   table. Or when a byte is not zero in its first or last mebibyte, or in one of the probes: 4096
+   pieces of 4 KiB each, evenly spread, which is all of a device of up to 16 MiB.
+
+What the probes miss is data that lies between them. A run of data that is one part in 4096 of the
+device is always found: 256 KiB of a device of 1 GiB, 256 MiB of one of 1 TiB. Where data is strewn
+at random over a thousandth of a device, one such device in sixty passes for empty.
 
 Thread-safety: no state.
 """
@@ -23,6 +27,10 @@ from thinpoold.device import DataDevice
 from thinpoold.errors import DeviceError, UserError
 
 _PIECE = 1 << 20
+_PROBES = 4096
+_PROBE_BYTES = 4096
+# So many are under way at once.
+_BATCH = 64
 _ZEROES = bytes(_PIECE)
 _SYSTEM = ("/usr/sbin", "/sbin")
 # blkid's exit statuses: nothing found, and more than one signature.
@@ -70,12 +78,30 @@ def _extents(fd: int) -> Iterator[tuple[int, int]]:
 
 def _on_device(device: DataDevice) -> str:
     told = signature(str(device.path))
-    if told is not None:
+    if told:
         return told
-    ends = ((0, min(_PIECE, device.size)), (max(0, device.size - _PIECE), device.size))
-    return (
-        "" if all(_is_zero(device.fd, *part) for part in ends) else "data at its beginning or end"
-    )
+    fd, size = device.fd, device.size
+    ends = ((0, min(_PIECE, size)), (max(0, size - _PIECE), size))
+    if not all(_is_zero(fd, *part) for part in ends):
+        return "data at its beginning or end"
+    # Else the kernel would read more around each.
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    places = probes(size)
+    for first in range(0, len(places), _BATCH):
+        batch = places[first : first + _BATCH]
+        for offset in batch:
+            os.posix_fadvise(fd, offset, _PROBE_BYTES, os.POSIX_FADV_WILLNEED)
+        for offset in batch:
+            if not _is_zero(fd, offset, min(offset + _PROBE_BYTES, size)):
+                return f"data, at byte {offset}"
+    return ""
+
+
+def probes(size: int) -> list[int]:
+    """Return where to look on a device of `size` bytes, ascending."""
+    pieces = -(-size // _PROBE_BYTES)
+    count = min(_PROBES, pieces)
+    return [pieces * number // count * _PROBE_BYTES for number in range(count)]
 
 
 def signature(path: str) -> str | None:

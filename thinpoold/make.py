@@ -19,7 +19,7 @@ from pathlib import Path
 
 from thinmeta.store.lmdb import LmdbStore
 from thinmeta.thin import ThinMetadata
-from thinpoold import foreign, identity, lock, pool_record
+from thinpoold import foreign, identity, lives, lock, pool_record
 from thinpoold.device import DataDevice
 from thinpoold.direct import check_direct
 from thinpoold.errors import DeviceError, PoolExists, UserError
@@ -42,9 +42,11 @@ def create_pool(
 ) -> None:
     """Make a pool in `directory`.
 
-    `size` is the data device's, in bytes; it may be None where `data` names one that is there.
-    Without `data` it is a sparse file in the directory. `force` takes one that holds somebody
-    else's data. Raises `UserError`, `DeviceError`, errors of the store.
+    `size` is how much data the pool can hold, in bytes; it may be None where `data` names a device
+    that is there. Without `data` it is a sparse file in the directory. `force` takes one that holds
+    somebody else's data, and a block device that has been another pool's.
+
+    Raises `UserError`, `DeviceError`, errors of the store.
     """
     check_block_size(block_size)
     if size is not None:
@@ -115,13 +117,15 @@ def _data_device(
         undo.callback(path.unlink, missing_ok=True)
     device = DataDevice.open(path)
     try:
-        identity.check_unclaimed(device)
+        identity.check_unclaimed(device, force=force)
         if size is None:
-            check_pool_size(device.size // SECTOR * SECTOR, block_size)
+            check_pool_size(_room(device) // SECTOR * SECTOR, block_size)
         elif not device.regular and device.size < size:
             raise UserError(
                 f"data device {path} has {exact_size(device.size)}, less than {exact_size(size)}"
             )
+        else:
+            lives.check_room(device, size // block_size * block_size, block_size)
         # Last, for it may have to read a large file.
         if not force:
             foreign.check_empty(device)
@@ -129,6 +133,11 @@ def _data_device(
         device.close()
         raise
     return device
+
+
+def _room(device: DataDevice) -> int:
+    """How many bytes of a device that is there can be a pool's data."""
+    return device.size if device.regular else identity.new_place(device, 0) or 0
 
 
 def _make_file(path: Path, size: int) -> None:
@@ -156,19 +165,19 @@ def _fill(
 ) -> None:
     """Write the first commit, and let it be the pool's."""
     uuid = uuids.uuid4().bytes
-    blocks = (size if size is not None else device.size) // block_size
-    with _new_metadata(paths) as path:
+    blocks = (size if size is not None else _room(device)) // block_size
+    with identity.undone_on_failure(device), _new_metadata(paths) as path:
         store = LmdbStore(path, create=True)
         try:
             metadata = ThinMetadata.create(
                 store, data_block_sectors=block_size // SECTOR, data_blocks=blocks, uuid=uuid
             )
             device.resize(blocks * block_size)
-            known_by = identity.claim(device, uuid)
+            known_by, mark = identity.claim(device, uuid)
             place = device.path
             if place.is_relative_to(paths.directory):
                 place = place.relative_to(paths.directory)
-            record = PoolRecord(name, uuid, str(place), block_size, settings, known_by)
+            record = PoolRecord(name, uuid, str(place), block_size, settings, known_by, mark)
             pool_record.store(metadata, record)
             metadata.commit()
             metadata.close()

@@ -28,7 +28,7 @@ from thinmeta.errors import Corrupt, ThinMetaError
 from thinmeta.store.lmdb import LmdbStore
 from thinmeta.store.protocol import BlockStore
 from thinmeta.thin import ThinMetadata
-from thinpoold import boot, identity, lock, pool_record
+from thinpoold import boot, identity, lives, lock, pool_record
 from thinpoold.core import Core
 from thinpoold.deletion import Deletion
 from thinpoold.device import DataDevice
@@ -112,6 +112,7 @@ class Pool:
         serving: bool = False,
         checked: bool = False,
         looking: bool = False,
+        accepting: bool = False,
     ) -> Pool:
         """Open the pool in `directory`.
 
@@ -119,8 +120,9 @@ class Pool:
         taken. `cache_bytes` bounds the metadata cache. `serving` opens the data device as the
         setting `cache` says; a command does without a cache. `checked`: the metadata, if it was
         marked as in need of a check, is so no more, from the next commit on. `looking`: read-only,
-        the last commit as it is; the mode is the one that the pool would be opened in. Raises
-        `PoolLocked`, `NoSuchPool`, `DeviceError`, `NotRecovered`, errors of the metadata.
+        the last commit as it is; the mode is the one that the pool would be opened in.
+        `accepting`: the data device is the pool's, whatever its mark says. Raises `PoolLocked`,
+        `NoSuchPool`, `DeviceError`, `NotRecovered`, errors of the metadata.
         """
         paths = pool_paths(directory).require_pool()
         read_only = read_only or looking
@@ -142,7 +144,7 @@ class Pool:
             else:
                 device = DataDevice.open(data, read_only=read_only)
             undo.callback(device.close)
-            _check_device(device, metadata, record)
+            _check_device(device, metadata, record, accepting=accepting)
             ledger, losses = Ledger(paths.ledger, record.uuid), Losses(paths.losses)
             recent = RecentChanges(paths.recent, record.uuid, lambda: _note(ledger, State.UNNOTED))
             if checked:
@@ -156,6 +158,8 @@ class Pool:
                 undo.callback(ledger.end, clean=False)
                 metadata.on_durable = lambda generation: _committed(ledger, generation)
                 freed = recover(metadata, device, recent, ledger, losses, record.block_size)
+                if (serving or accepting) and not metadata.needs_check:
+                    record = lives.advance(metadata, device, record, accepting=accepting)
                 ledger.begin(boot.current(), metadata.generation)
                 recent.begin(metadata.generation)
                 undo.callback(recent.close)
@@ -446,15 +450,18 @@ def _committed(ledger: Ledger, generation: int) -> None:
         log.error("which commit was the last cannot be noted: %s", error)
 
 
-def _check_device(device: DataDevice, metadata: ThinMetadata, record: PoolRecord) -> None:
+def _check_device(
+    device: DataDevice, metadata: ThinMetadata, record: PoolRecord, *, accepting: bool
+) -> None:
     """Raise unless the data device is the pool's, and large enough."""
     block_size = metadata.data_block_sectors * 512
     if block_size != record.block_size:
         raise Corrupt(
             "record", "pool", f"blocks of {record.block_size} bytes, the metadata says {block_size}"
         )
-    identity.check_ours(device, record.uuid, record.data_known_by)
     needed = metadata.data_blocks * block_size
+    check = identity.check_acceptable if accepting else identity.check_ours
+    check(device, record, needed)
     if device.size < needed:
         raise DeviceError(
             f"data device {device.path} has {exact_size(device.size)}, but the pool's metadata "

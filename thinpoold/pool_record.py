@@ -20,13 +20,31 @@ from thinpoold.settings import Settings
 TABLE: Final = "pool"
 KEY: Final = b"settings"
 # On disk; goes up when an older program could no longer read a pool rightly.
-FORMAT: Final = 1
+FORMAT: Final = 2
+
+
+@dataclass(frozen=True)
+class MarkState:
+    """The mark that the data device has (`identity`): its life, and where on a block device it
+    lies, in bytes. While that changes (`lives`), the life and the place that it has or will have.
+    """
+
+    life: int = 0
+    at: int | None = None
+    next_life: int | None = None
+    next_at: int | None = None
+
+    @property
+    def allowed(self) -> set[int]:
+        """The lives that the mark may be of."""
+        return {self.life, self.life if self.next_life is None else self.next_life}
 
 
 @dataclass(frozen=True)
 class PoolRecord:
     """`data_path` is relative to the pool's directory if it lies there; `uuid` is 16 bytes;
-    `data_known_by` is what `identity.claim` returned."""
+    `data_known_by` and `data_mark` are what `identity.claim` returned, or `lives` has made of it.
+    """
 
     name: str
     uuid: bytes
@@ -34,6 +52,7 @@ class PoolRecord:
     block_size: int
     settings: Settings = field(default_factory=Settings)
     data_known_by: dict[str, str] = field(default_factory=dict)
+    data_mark: MarkState = field(default_factory=MarkState)
 
     def data_file(self, directory: Path) -> Path:
         """Return where the data device is, for a pool in `directory`."""
@@ -47,6 +66,7 @@ class PoolRecord:
             "data_path": self.data_path,
             "block_size": self.block_size,
             "data_known_by": self.data_known_by,
+            "data_mark": dataclasses.asdict(self.data_mark),
             **self.settings.as_json(),
         }
         return json.dumps(stored, ensure_ascii=False, sort_keys=True).encode()
@@ -69,6 +89,7 @@ class PoolRecord:
                 stored["block_size"],
                 Settings().changed(given),
                 dict(stored.get("data_known_by", {})),
+                MarkState(**stored.get("data_mark", {})),
             )
         except (ValueError, TypeError, KeyError, InvalidSetting) as error:
             raise Corrupt("record", "pool", f"makes no sense: {error!r}") from None

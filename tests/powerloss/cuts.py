@@ -18,7 +18,7 @@ from tests.powerloss.recording import Event, Recorder, What
 from tests.support.pools import PoolRig
 from thinmeta.check import check_file
 from thinmeta.store.lmdb import LmdbStore
-from thinpoold import admin, boot
+from thinpoold import admin, boot, pool_record
 from thinpoold.audit import audit
 from thinpoold.pool import Pool
 
@@ -114,6 +114,12 @@ class Cutter:
         for name, value in self._recording.attributes.items():
             os.setxattr(data, name, value)
         self._check(metadata)
+        # The recorder sees no attributes. The life is synced before the record has it alone.
+        with closing(LmdbStore(metadata, read_only=True)) as store:
+            stored = store.record(pool_record.TABLE, pool_record.KEY)
+        assert stored is not None
+        lives = sorted(pool_record.PoolRecord.unpack(stored).data_mark.allowed)
+        os.setxattr(data, "user.thinpoold.life", str(self._rng.choice(lives)).encode())
         with (
             patch.object(boot, "BOOT_ID", self._boot),
             closing(Pool.open(self._directory)) as pool,

@@ -10,11 +10,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from thinpoold import volume_settings
+from thinpoold import lives, volume_settings
 from thinpoold.admin.facts import Fact, data_space
 from thinpoold.direct import check_direct
 from thinpoold.errors import InvalidSize
 from thinpoold.pool import Pool
+from thinpoold.pool_record import MarkState
 from thinpoold.settings import Value
 from thinpoold.sizes import check_pool_size, exact_size
 
@@ -67,7 +68,8 @@ def grow(pool: Pool, size: int) -> Fact:
     # The device first: a crash in between leaves one that is larger than it needs to be.
     pool.device.resize(blocks * core.block_size)
     if blocks > old:
-        _grow_metadata(pool, old, blocks)
+        mark = lives.moved(pool.device, pool.record, blocks * core.block_size)
+        _grow_metadata(pool, old, blocks, mark)
         core.modes.space_found()
     with core.lock:
         answer: dict[str, Any] = data_space(pool)
@@ -75,12 +77,14 @@ def grow(pool: Pool, size: int) -> Fact:
     return {"data": answer}
 
 
-def _grow_metadata(pool: Pool, old: int, blocks: int) -> None:
+def _grow_metadata(pool: Pool, old: int, blocks: int, mark: MarkState) -> None:
     reserved = False
     try:
         with pool.changing() as begin:
             begin()
             pool.metadata.resize_data(blocks)
+            if mark != pool.record.data_mark:
+                pool.put_record(dataclasses.replace(pool.record, data_mark=mark))
             # Nobody's before the commit: a note of one would be at odds with what a death leaves.
             reserved = pool.metadata.reserve_these(old, blocks - old)
     finally:

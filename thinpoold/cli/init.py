@@ -16,14 +16,18 @@ from thinpoold.sizes import MIN_BLOCK_SIZE, check_block_size, check_pool_size
 
 @verb("init")
 @pool_argument
-@click.option("--size", metavar="SIZE", type=Size(), help="Size of the data device.")
+@click.option("--size", metavar="SIZE", type=Size(), help="How much data the pool can hold.")
 @click.option(
     "--data",
     metavar="PATH",
     type=Text(),
     help="The data device: a file or a block device. Without it, a sparse file in the pool.",
 )
-@click.option("--force", is_flag=True, help="Take PATH even if it holds data, which is lost.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Take PATH even if it holds data, or is the block device of another pool.",
+)
 @click.option(
     "--block-size",
     metavar="SIZE",
@@ -74,11 +78,11 @@ def init(
     data_cache: str,
     as_json: bool,
 ) -> None:
-    """Make the pool POOL, whose data device has SIZE.
+    """Make the pool POOL, which can hold SIZE of data.
 
     The data device is a sparse file in the pool's directory or, with --data, a file or block device
-    elsewhere; one that is there already need not be given a SIZE. If it holds data, or a block
-    device the signature of a file system, it is refused unless --force.
+    elsewhere. One that is there already need not be given a SIZE; of a block device, the last 4K
+    are for the pool's mark. If it holds data it is refused unless --force.
 
     \b
     Examples:

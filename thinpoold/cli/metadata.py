@@ -1,8 +1,8 @@
 """`thinpool check` and `thinpool export-metadata`.
 
 Both open the metadata themselves and read its last commit, so they take no lock, and a running pool
-neither waits for them nor they for it. Only `check --clear-needs-check` writes, and holds the lock
-from before the check: what it clears is the mark of what it looked at.
+neither waits for them nor they for it. Only `check --clear-needs-check` and `check --accept-data`
+write, and hold the lock from before the check: what they change is what they looked at.
 """
 
 import dataclasses
@@ -34,12 +34,23 @@ if TYPE_CHECKING:
     is_flag=True,
     help="If all is sound, let a pool that was marked as in need of a check take writes again.",
 )
+@click.option(
+    "--accept-data",
+    "accept",
+    is_flag=True,
+    help="If all else is sound, take the data device as it is for the pool's own.",
+)
 @json_option
 @click.pass_context
 def check(
-    context: click.Context, pool_word: str | None, pool: str | None, clear: bool, as_json: bool
+    context: click.Context,
+    pool_word: str | None,
+    pool: str | None,
+    clear: bool,
+    accept: bool,
+    as_json: bool,
 ) -> None:
-    """Check all metadata of POOL: every checksum, order and count.
+    """Check all metadata of POOL, every checksum, order and count, and whose the data device is.
 
     It works on a running pool too, which commits first, without holding it up. Every problem gets a
     line on stdout that says where, what and of which kind.
@@ -48,6 +59,10 @@ def check(
     when the damage is gone. --clear-needs-check takes the mark away, if the check finds nothing.
     For that the pool must be stopped.
 
+    A data device that is an older copy, or has lost the pool's mark, is not served. If you know
+    that its content goes with the metadata, --accept-data gives it the mark anew. For that the pool
+    must be stopped, too. A device with another pool's mark is never accepted.
+
     \b
     Examples:
       thinpool check mypool
@@ -55,20 +70,27 @@ def check(
       thinpool stop mypool && thinpool check mypool --clear-needs-check
 
     Exit status: 0 all is sound; 1 something is not, it could not be checked, or the pool runs and
-    its mark cannot be cleared.
+    nothing can be cleared or accepted.
     """
     paths = chosen_pool(pool, pool_word).require_pool()
     with ExitStack() as stack:
-        lock_fd = stack.enter_context(_stopped(paths)) if clear else None
-        running = not clear and _commit_running(paths)
+        lock_fd = stack.enter_context(_stopped(paths)) if clear or accept else None
+        running = lock_fd is None and _commit_running(paths)
         with Progress(f"checking pool {paths.name}") as progress:
             result = _check(paths, progress, running=running)
         marked = result.needs_check
         # Not of a store that is damaged: LMDB may not survive reading it.
         waiting = _flushed(paths) if result.ok and not running else 0
-        if lock_fd is not None and marked and result.ok:
-            result = dataclasses.replace(result, needs_check=_clear_mark(paths, lock_fd))
-            waiting = 0
+        if lock_fd is not None and (accept or marked) and _only_marks(result):
+            if marked and not clear:
+                raise UserError(
+                    "the pool is marked as in need of a check, and takes no change: say "
+                    "--clear-needs-check too"
+                )
+            if accept or result.ok:
+                needs_check = _change(paths, lock_fd, clear=clear, accept=accept)
+                result = dataclasses.replace(result, needs_check=needs_check, errors=[])
+                waiting = 0
     if as_json:
         output.emit_json(result.to_json())
     else:
@@ -77,6 +99,8 @@ def check(
             output.emit(
                 "it takes writes again" if marked else "it was not marked: nothing to clear"
             )
+        if accept and result.ok:
+            output.emit("its data device is the pool's, and has its mark")
     if waiting:
         output.note(
             f"{output.plural(waiting, 'change')} flushed since the last commit: "
@@ -85,7 +109,9 @@ def check(
     if not result.ok:
         count = output.plural(len(result.errors), "problem")
         output.note(
-            f"the metadata of pool {paths.directory} is damaged: {count}; "
+            f"the data device of pool {paths.directory} is not the one that its metadata goes with"
+            if _only_marks(result)
+            else f"the metadata of pool {paths.directory} is damaged: {count}; "
             "stop the pool, and keep a copy of its directory before anything else"
         )
         context.exit(1)
@@ -131,7 +157,7 @@ def _check(paths: PoolPaths, progress: Progress, *, running: bool) -> "CheckResu
     from thinmeta.check import CheckResult, Problem, check
     from thinmeta.errors import ThinMetaError
     from thinmeta.store.lmdb_file import verify_pages
-    from thinpoold.audit import audit, last_commit
+    from thinpoold.audit import audit, data_mark, last_commit
 
     # The store's own pages first: LMDB follows a damaged one blindly.
     damaged = verify_pages(paths.metadata)
@@ -141,6 +167,11 @@ def _check(paths: PoolPaths, progress: Progress, *, running: bool) -> "CheckResu
         with _opened(paths) as store:
             result = check(store, progress=progress.update)
             more = [*audit(store), *last_commit(store, paths, running=running)]
+            if result.ok:
+                try:
+                    more += data_mark(store, paths)
+                except DeviceError as error:
+                    output.note(f"whose the data device is was not checked: {error}")
             return dataclasses.replace(result, errors=[*result.errors, *more])
     except ThinMetaError as error:
         return CheckResult([Problem("store", paths.metadata.name, str(error))])
@@ -150,13 +181,13 @@ def _check(paths: PoolPaths, progress: Progress, *, running: bool) -> "CheckResu
 def _stopped(paths: PoolPaths) -> Iterator[int]:
     """The pool's lock. Raises PoolLocked while it runs, or another command changes it."""
     try:
-        lock_fd = lock.acquire(paths, "thinpool check --clear-needs-check")
+        lock_fd = lock.acquire(paths, "thinpool check")
     except PoolLocked as error:
         if lock.holder(paths).what != lock.DAEMON:
             raise
         raise PoolLocked(
-            f"pool {paths.directory} runs, process {error.pid}: to clear its mark, stop it first "
-            "with 'thinpool stop'",
+            f"pool {paths.directory} runs, process {error.pid}: to clear its mark, or accept its "
+            "data device, stop it first with 'thinpool stop'",
             error.pid,
         ) from None
     try:
@@ -165,11 +196,19 @@ def _stopped(paths: PoolPaths) -> Iterator[int]:
         os.close(lock_fd)
 
 
-def _clear_mark(paths: PoolPaths, lock_fd: int) -> bool:
-    """Commit that nothing needs a check, with what was flushed; whether the mark is back."""
+def _only_marks(result: "CheckResult") -> bool:
+    """Whether nothing is wrong but the mark on the data device."""
+    return all(problem.kind == "mark" for problem in result.errors)
+
+
+def _change(paths: PoolPaths, lock_fd: int, *, clear: bool, accept: bool) -> bool:
+    """Commit that nothing needs a check, or whose the data device is, with what was flushed.
+
+    Returns whether something needs a check after it.
+    """
     from thinpoold.pool import Pool
 
-    pool = Pool.open(paths.directory, lock_fd=lock_fd, checked=True)
+    pool = Pool.open(paths.directory, lock_fd=lock_fd, checked=clear, accepting=accept)
     try:
         pool.commit()
         return pool.metadata.needs_check

@@ -19,7 +19,8 @@ class Problem:
     `kind` is one word for programs: that of the `Corrupt` which told of it ('checksum', 'blocknr',
     'missing', 'encoding', 'superblock', 'store', 'record'), or 'io', 'node', 'mapping', 'device',
     'bitmap', 'index', 'count' (a block's count is not that of its owners), 'leak' (a block without
-    an owner is counted), 'orphan' (a block that is not counted is in the store).
+    an owner is counted), 'orphan' (a block that is not counted is in the store), 'mark' (the data
+    device is not the pool's, or another copy).
     """
 
     kind: str

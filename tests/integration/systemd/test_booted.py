@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tests.integration.systemd.units import ROOT, install_systemd
 from tests.support.pools import BIN, PoolRig
 from tests.support.tools import run
 from tests.uml.machine import NBD, Machine, installed
+from thinmeta.store.lmdb import LmdbStore
+from thinpoold import pool_record
 
 pytestmark = pytest.mark.slow
 
@@ -107,9 +110,14 @@ def take_back(pool: Path, image: Path) -> None:
     marks = {name: os.getxattr(data, name) for name in os.listxattr(data)}
     shutil.rmtree(pool)
     run("debugfs", "-R", f"rdump /{pool.name} {pool.parent}", str(image))
-    # debugfs writes files without their attributes.
+    # debugfs writes files without their attributes, and these are from before the boot.
     for name, value in marks.items():
         os.setxattr(data, name, value)
+    with closing(LmdbStore(pool / "metadata.lmdb", read_only=True)) as store:
+        stored = store.record(pool_record.TABLE, pool_record.KEY)
+    assert stored is not None
+    life = pool_record.PoolRecord.unpack(stored).data_mark.life
+    os.setxattr(data, "user.thinpoold.life", str(life).encode())
     # From before it was a service; it belongs to the user thinpoold now, as all of it.
     shutil.rmtree(pool / "run", ignore_errors=True)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.loop import loop_devices
 from tests.support.tools import SEARCH_PATH, program, run
 from thinpoold import foreign
 from thinpoold.device import DataDevice
@@ -26,12 +27,8 @@ def sparse(tmp_path: Path) -> Path:
 @pytest.fixture
 def loop(sparse: Path) -> Iterator[Path]:
     """A block device over the file."""
-    done = run("losetup", "--find", "--show", str(sparse), check=False)
-    if done.returncode:
-        pytest.skip(f"no loop device here: {done.stderr.strip()}")
-    device = Path(done.stdout.strip())
-    yield device
-    run("losetup", "--detach", str(device))
+    with loop_devices() as loops:
+        yield loops.attach(sparse)
 
 
 def verdict(path: Path) -> str:
@@ -85,9 +82,38 @@ def test_an_empty_block_device_is_nobodys(loop: Path) -> None:
     assert verdict(loop) == ""
 
 
-def test_old_bytes_without_a_signature_are_nobodys_on_a_block_device(loop: Path) -> None:
-    put(loop, 0, b"rubbish" * 1000)
+@pytest.mark.parametrize("offset", [0, MIB - 1, 64 * MIB - MIB, 64 * MIB - 1])
+def test_a_byte_at_either_end_of_a_block_device_is_somebodys(loop: Path, offset: int) -> None:
+    put(loop, offset, b"x")
+    assert "data at its beginning or end" in verdict(loop)
+
+
+@pytest.mark.parametrize("offset", [MIB, 30 * MIB + 512, 63 * MIB - 16384])
+def test_a_run_as_long_as_the_distance_of_two_probes_is_always_found(
+    loop: Path, offset: int
+) -> None:
+    put(loop, offset, b"x" * (64 * MIB // 4096))
+    assert "data, at byte " in verdict(loop)
+
+
+def test_what_lies_between_the_probes_is_not_seen(loop: Path) -> None:
+    put(loop, 30 * MIB + 4096, b"x" * 12288)
     assert verdict(loop) == ""
+
+
+@pytest.mark.parametrize("size", [0, 512, 4096, 4097, MIB, 16 * MIB])
+def test_probes_cover_all_of_a_small_device(size: int) -> None:
+    covered = {byte for offset in foreign.probes(size) for byte in (offset, offset + 4095)}
+    assert covered >= {byte for at in range(0, size, 4096) for byte in (at, at + 4095)}
+
+
+@pytest.mark.parametrize("size", [16 * MIB + 4096, 64 * MIB + 512, 5 << 40])
+def test_probes_are_spread_evenly_over_a_large_one(size: int) -> None:
+    places = foreign.probes(size)
+    assert len(places) == len(set(places)) == 4096
+    assert all(place % 4096 == 0 for place in places)
+    ends = [*places[1:], size]
+    assert all(end - place <= size // 4096 + 8192 for place, end in zip(places, ends, strict=True))
 
 
 def test_a_file_system_on_a_block_device_is_somebodys(loop: Path) -> None:
@@ -100,8 +126,6 @@ def test_without_blkid_bytes_at_either_end_are_somebodys(
 ) -> None:
     with monkeypatch.context() as hidden:
         without("blkid", hidden, tmp_path / "bin")
-        assert verdict(loop) == ""
-        put(loop, 30 * MIB, b"x" * 512)
         assert verdict(loop) == ""
         put(loop, 64 * MIB - 512, b"x" * 512)
         assert "data at its beginning or end" in verdict(loop)

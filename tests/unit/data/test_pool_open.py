@@ -23,7 +23,7 @@ from thinpoold.errors import (
 from thinpoold.modes import Mode
 from thinpoold.paths import pool_paths
 from thinpoold.pool import Pool, create_pool
-from thinpoold.pool_record import PoolRecord
+from thinpoold.pool_record import MarkState, PoolRecord
 from thinpoold.settings import Settings
 
 BLOCK = 64 << 10
@@ -280,7 +280,8 @@ def test_a_pool_that_needs_a_check_opens_read_only(directory: Path) -> None:
 
 def test_records_round_trip() -> None:
     record = PoolRecord(
-        "näme", bytes(range(16)), "data", BLOCK, Settings(discard="ignore"), {"a": "b"}
+        *("näme", bytes(range(16)), "data", BLOCK, Settings(discard="ignore"), {"a": "b"}),
+        MarkState(4, 1 << 20, 5, 1 << 21),
     )
     assert PoolRecord.unpack(record.pack()) == record
     assert record.data_file(Path("/p")) == Path("/p/data")
