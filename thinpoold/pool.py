@@ -96,6 +96,7 @@ class Pool:
         self.openers = Openers()
         self.core.on_abandon = self._load
         self.core.on_resume = self.deletion.timer.kick
+        self.core.recount = self._count_reservations
         self.core.sizes = lambda: self.registry.sizes(self.core.block_size)
         self._own_lock: int | None = None
         self._closed = False
@@ -426,6 +427,7 @@ class Pool:
 
     def _count_reservations(self) -> None:
         size = self.core.block_size
+        self.core.reservations.clear()
         for record in self.registry:
             if record.reserve:
                 own = self.metadata.exclusive_blocks(record.dev_id)
