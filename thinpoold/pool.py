@@ -91,7 +91,7 @@ class Pool:
             losses=losses,
             read_only=read_only,
         )
-        self.registry = Registry(metadata)
+        self.registry = Registry(metadata, self.core.check_begun)
         self.deletion = Deletion(self.core)
         self.openers = Openers()
         self.core.on_abandon = self._load
