@@ -8,7 +8,8 @@ Invariants
 1. Names are unique; so are uuids and device ids.
 2. The registry shows the open transaction; after that was abandoned, `load` shows the last commit.
 3. What the last commit does not hold yet is `pending`, with the number of the change that made it:
-   nobody is shown that, or let in on the strength of it (`Pool.open_volume`, `Pool.looking`).
+   nobody is shown that, or let in or refused on the strength of it (`Pool.open_volume`,
+   `Pool.looking`).
 4. A record is changed only where `check_begun` has no objection: in a change that has begun.
 
 Thread-safety: the caller holds the metadata lock.
@@ -147,10 +148,10 @@ class Registry:
         """The changes up to this one are durable."""
         self._pending = {key: one for key, one in self._pending.items() if one > number}
 
-    def pending(self, key: bytes | None = None) -> int:
-        """The number of the change of a volume, or of the last, that no commit holds; or 0."""
-        if key is not None:
-            return self._pending.get(key, 0)
+    def pending(self, *keys: bytes) -> int:
+        """The number of the last change that no commit holds, of these or of anything; or 0."""
+        if keys:
+            return max(self._pending.get(key, 0) for key in keys)
         return max(self._pending.values(), default=0)
 
     def __len__(self) -> int:

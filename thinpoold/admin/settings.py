@@ -80,7 +80,7 @@ def _grow_metadata(pool: Pool, old: int, blocks: int) -> None:
     try:
         with pool.changing() as begin:
             begin()
-            pool.metadata.resize_data(blocks)
+            pool.grow_data(blocks)
             # Nobody's before the commit: a note of one would be at odds with what a death leaves.
             reserved = pool.metadata.reserve_these(old, blocks - old)
     finally:

@@ -161,8 +161,7 @@ def _would_free(pool: Pool, names: Sequence[str]) -> int:
         records = [pool.registry.get(name) for name in names]
         for record in records:
             _check_closed(pool, record.uuid, record.name)
-    if not pool.core.modes.lost_data:
-        pool.core.flush()
+    pool.commit_to_look()
     with pool.store.snapshot() as store:
         view = ThinMetadata.open(store)
         try:

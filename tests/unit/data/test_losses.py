@@ -427,6 +427,22 @@ def test_what_is_reserved_after_a_change_was_taken_back_is_as_before_it(
     pool.close()
 
 
+def test_a_suspended_pool_is_listed_whatever_its_volumes_have_mapped(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thinpoold.admin.facts._FEW_MAPPINGS", 2)
+    pool = Pool.open(directory)
+    pool.open_volume("v").pwrite(b"v" * 4 * BLOCK, 0)
+    with monkeypatch.context() as patch:
+        fail_commits(patch, FULL)
+        with pytest.raises(NoMetadataSpace):
+            pool.core.flush()
+        assert pool.core.suspended is not None
+        assert [one["name"] for one in admin.list_volumes(pool)["volumes"]] == ["v", "w"]
+        assert admin.delete(pool, ["w"], dry_run=True)["freed"] == 0
+    pool.close()
+
+
 def test_a_pool_whose_store_is_ill_waits_for_its_next_start(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
