@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from thinmeta.errors import Corrupt, NoDataSpace, NoMetadataSpace, StoreError
+from thinmeta.errors import Corrupt, NoDataSpace, NoMetadataSpace, StoreError, ThinMetaError
 from thinmeta.thin import Run, ThinMetadata
 from thinpoold.ahead import Taken
 from thinpoold.committer import INTERVAL_SECONDS, Committer, Timer
@@ -96,6 +96,9 @@ class Core:
         self.on_abandon: Callable[[], None] = lambda: None
         # The virtual blocks of each device that is a volume, at the last commit.
         self.sizes: Callable[[], Mapping[int, int]] = dict
+        # Called with the lock held before the pool takes writes again: what going back dropped may
+        # have been promised, or not be promised any more. May raise what the metadata does.
+        self.recount: Callable[[], None] = lambda: None
         # Called when the pool takes writes again.
         self.on_resume: Callable[[], None] = lambda: None
         # Why what is noted cannot be committed; None unless the pool waits for that (`rounds`).
@@ -411,6 +414,11 @@ class Core:
             # What began before, and found the pool read-only, has ended then.
             self._synchronize()
             with self.lock:
+                try:
+                    self.recount()
+                except ThinMetaError as error:
+                    log.error("the pool stays read-only: its reservations: %s", error)
+                    return
                 self.modes.resume("there is room again")
             self.on_resume()
 

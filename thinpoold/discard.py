@@ -94,6 +94,7 @@ def _next_mapped(volume: Volume, begin: int, end: int) -> int:
 def remove(volume: Volume, begin: int, end: int) -> None:
     """Unmap virtual blocks begin..end-1. The gate is closed, and the lock held for changes."""
     core = volume.core
+    core.check_begun()
     core.give_up(list(core.metadata.runs(volume.dev_id, begin, end)))
     removed = core.metadata.remove(volume.dev_id, begin, end)
     core.reservations.discarded(volume.uuid, removed)

@@ -36,6 +36,7 @@ from thinpoold.sizes import format_size, parse_size
 from thinpoold.threadstate import Kept
 from thinpoold.threadstate import local as thread
 from thinpoold.volume import Volume
+from thinpoold.volumes import VolumeRecord
 
 __all__ = [
     "API_VERSION",
@@ -92,9 +93,9 @@ class Connection:
 
     __slots__ = ("kept", "opening", "read_only", "size", "volume")
 
-    def __init__(self, volume: Volume, read_only: bool, peer: access.Peer) -> None:
+    def __init__(self, volume: Volume, size: int, read_only: bool, peer: access.Peer) -> None:
         self.volume = volume
-        self.size = volume.size
+        self.size = size
         self.read_only = read_only
         self.opening = _pool.openers.add(volume.uuid, peer, read_only)
         self.kept = Kept()
@@ -226,17 +227,21 @@ def open(readonly: int) -> Connection:
     if _runtime.stopping:
         raise OSError(errno.ESHUTDOWN, "the daemon ends")
     peer = peers.current()
-    most = _pool.core.settings.max_clients
     try:
         name = nbdkit.export_name()
     except UnicodeDecodeError:
         raise NoSuchVolume("no volume has a name that is not UTF-8") from None
-    volume = _pool.open_volume(
-        name,
-        lambda record, clients: access.admit(peer, record.name, record.allow, clients, most),
-        openers.guest(peer, name),
-    )
-    connection = Connection(volume, bool(readonly) or volume.read_only, peer)
+    found: list[VolumeRecord] = []
+
+    def admit(record: VolumeRecord, clients: int) -> None:
+        most = _pool.core.settings.max_clients
+        access.admit(peer, record.name, record.allow, clients, most)
+        found.append(record)
+
+    volume = _pool.open_volume(name, admit, openers.guest(peer, name))
+    # What the volume says of itself by now, no commit may hold.
+    (record,) = found
+    connection = Connection(volume, record.size, bool(readonly) or record.read_only, peer)
     volume.offer()
     return connection
 

@@ -10,8 +10,9 @@ Invariants
 2. An open volume is one `Volume` for all its clients, so they share gate, cells and table.
 3. What `changing` covers is one transaction with the gates of the volumes it names closed; the
    volumes that are open are the same from the closing of the gates to the end.
-4. What an administrator changed is shown, and lets clients in, when it is durable: whoever opens a
-   volume, or looks, has it committed first.
+4. What an administrator changed is shown, and lets clients in or keeps them out, when it is
+   durable: whoever opens a volume, is about to be refused one, or looks, has it committed first.
+   A pool that has failed, and cannot even read its last commit, shows what it has in memory.
 
 Thread-safety: any thread. The core's lock guards the registry, `record` and clients' counts.
 """
@@ -34,9 +35,11 @@ from thinpoold.deletion import Deletion
 from thinpoold.device import DataDevice
 from thinpoold.direct import DirectDevice
 from thinpoold.errors import (
+    ContentJumped,
     DeviceError,
     LossNotAccepted,
     NameHeld,
+    NoSuchVolume,
     ThinPoolError,
     VolumeInUse,
 )
@@ -44,6 +47,7 @@ from thinpoold.ledger import Guest, Ledger, State, other_commit
 from thinpoold.losses import Losses
 from thinpoold.make import create_pool
 from thinpoold.mapping_table import MappingTable
+from thinpoold.modes import Mode
 from thinpoold.openers import Openers
 from thinpoold.paths import PoolPaths, pool_paths
 from thinpoold.pool_record import PoolRecord
@@ -91,11 +95,12 @@ class Pool:
             losses=losses,
             read_only=read_only,
         )
-        self.registry = Registry(metadata)
+        self.registry = Registry(metadata, self.core.check_begun)
         self.deletion = Deletion(self.core)
         self.openers = Openers()
         self.core.on_abandon = self._load
         self.core.on_resume = self.deletion.timer.kick
+        self.core.recount = self._count_reservations
         self.core.sizes = lambda: self.registry.sizes(self.core.block_size)
         self._own_lock: int | None = None
         self._closed = False
@@ -246,9 +251,15 @@ class Pool:
         while True:
             with self.core.lock:
                 self.core.modes.check_readable()
-                record = self.registry.exported(name)
-                if guest is None or self.registry.pending(record.uuid) <= covered:
-                    return self._open(record, admit, guest)
+                try:
+                    record = self.registry.exported(name)
+                except (NoSuchVolume, ContentJumped):
+                    # A volume that is gone, or another, only until a crash is neither.
+                    if self.registry.pending() <= covered:
+                        raise
+                else:
+                    if self.registry.pending(record.uuid, pool_record.KEY) <= covered:
+                        return self._open(record, admit, guest)
             # A crash would take back what the client is to rely on.
             covered = self._commit_pending()
 
@@ -260,8 +271,9 @@ class Pool:
             self.core.flush()
         except (ThinPoolError, ThinMetaError):
             with self.core.lock:
-                # Else it went back to the last commit.
-                if 0 < self.registry.pending() <= last:
+                # Else it went back to the last commit, or could not.
+                failed = self.core.modes.mode is Mode.FAILED
+                if 0 < self.registry.pending() <= last and not failed:
                     raise
         return last
 
@@ -294,10 +306,19 @@ class Pool:
         covered = 0
         while True:
             with self.core.lock:
-                if self.registry.pending() <= covered:
+                failed = self.core.modes.mode is Mode.FAILED
+                if failed or self.registry.pending() <= covered:
                     yield
                     return
             covered = self._commit_pending()
+
+    def commit_to_look(self) -> None:
+        """Commit for whoever looks at the last commit; if that fails, the one before will do."""
+        try:
+            self.core.flush()
+        except (ThinPoolError, ThinMetaError) as error:
+            # The round has dealt with it, and whoever waits for what it drops is told.
+            log.info("the last commit is shown: %s", error)
 
     def close_volume(self, volume: Volume, *, comes_back: bool = False) -> None:
         """One client less; it has no request under way. The last one's table goes.
@@ -411,6 +432,12 @@ class Pool:
         if volume is not None:
             volume.reload(table)
 
+    def grow_data(self, blocks: int) -> None:
+        """The data device has so many blocks now. In a change that has begun."""
+        self.core.check_begun()
+        self.registry.mark_pending(pool_record.KEY)
+        self.metadata.resize_data(blocks)
+
     def remove_volume(self, record: VolumeRecord) -> None:
         """Take a volume out, and have its device deleted. In a change that has begun."""
         self.core.check_begun()
@@ -430,6 +457,7 @@ class Pool:
 
     def _count_reservations(self) -> None:
         size = self.core.block_size
+        self.core.reservations.clear()
         for record in self.registry:
             if record.reserve:
                 own = self.metadata.exclusive_blocks(record.dev_id)

@@ -36,6 +36,10 @@ class Reservations:
     def __bool__(self) -> bool:
         return bool(self._promises)
 
+    def clear(self) -> None:
+        """Take all promises back, to count them anew."""
+        self._promises.clear()
+
     def promise(self, volume: Hashable, blocks: int, own: int = 0) -> None:
         """Promise a volume `blocks`, of which it has `own`; 0 takes the promise back."""
         if blocks:

@@ -14,6 +14,8 @@ Invariants
    before they look.
 4. A block's entry comes to say 'in place' by the hand of whoever holds the block's cell, or while
    nobody holds or awaits one over it. Who copies a block relies on that.
+5. The table of an open volume never becomes smaller. So going back to the last commit needs no
+   other, and cannot fail for want of address space.
 
 Thread-safety: any thread, unless a method says otherwise.
 """

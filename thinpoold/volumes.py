@@ -8,7 +8,9 @@ Invariants
 1. Names are unique; so are uuids and device ids.
 2. The registry shows the open transaction; after that was abandoned, `load` shows the last commit.
 3. What the last commit does not hold yet is `pending`, with the number of the change that made it:
-   nobody is shown that, or let in on the strength of it (`Pool.open_volume`, `Pool.looking`).
+   nobody is shown that, or let in or refused on the strength of it (`Pool.open_volume`,
+   `Pool.looking`).
+4. A record is changed only where `check_begun` has no objection: in a change that has begun.
 
 Thread-safety: the caller holds the metadata lock.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import uuid as uuids
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -117,8 +119,9 @@ def new_record(
 class Registry:
     """All volumes of a pool, by uuid and by name."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, check_begun: Callable[[], None] = lambda: None) -> None:
         self._records = records
+        self._check_begun = check_begun
         self._by_uuid: dict[bytes, VolumeRecord] = {}
         self._by_name: dict[str, VolumeRecord] = {}
         # The number of the last change, and what no commit holds yet, by the change that made it.
@@ -145,10 +148,10 @@ class Registry:
         """The changes up to this one are durable."""
         self._pending = {key: one for key, one in self._pending.items() if one > number}
 
-    def pending(self, key: bytes | None = None) -> int:
-        """The number of the change of a volume, or of the last, that no commit holds; or 0."""
-        if key is not None:
-            return self._pending.get(key, 0)
+    def pending(self, *keys: bytes) -> int:
+        """The number of the last change that no commit holds, of these or of anything; or 0."""
+        if keys:
+            return max(self._pending.get(key, 0) for key in keys)
         return max(self._pending.values(), default=0)
 
     def __len__(self) -> int:
@@ -191,6 +194,7 @@ class Registry:
 
     def put(self, record: VolumeRecord) -> None:
         """Add a record, or replace the one with its uuid."""
+        self._check_begun()
         old = self._by_uuid.get(record.uuid)
         if old is not None:
             del self._by_name[old.name]
@@ -201,6 +205,7 @@ class Registry:
 
     def remove(self, record: VolumeRecord) -> None:
         """Take a record out."""
+        self._check_begun()
         self._records.put_record(TABLE, record.uuid, None)
         del self._by_uuid[record.uuid]
         del self._by_name[record.name]

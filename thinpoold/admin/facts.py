@@ -153,7 +153,7 @@ def describe(pool: Pool, records: Iterable[VolumeRecord]) -> list[Fact]:
 def _describe(pool: Pool, record: VolumeRecord) -> Fact:
     size = pool.core.block_size
     mapped, exclusive = _count(pool, record.dev_id)
-    with pool.core.lock:
+    with pool.looking():
         origin = pool.registry.by_uuid(record.origin) if record.origin is not None else None
         clients = pool.clients(record.uuid)
     return {
@@ -180,8 +180,7 @@ def _count(pool: Pool, dev_id: int) -> tuple[int, int]:
         mapped = metadata.details(dev_id).mapped_blocks
         if mapped <= _FEW_MAPPINGS:
             return mapped, metadata.exclusive_blocks(dev_id)
-    if not core.modes.lost_data:
-        core.flush()
+    pool.commit_to_look()
     with pool.store.snapshot() as store:
         view = ThinMetadata.open(store)
         try:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from thinpoold.admin.facts import Fact, describe
 from thinpoold.errors import UserError
 from thinpoold.pool import Pool
+from thinpoold.volumes import VolumeRecord
 
 
 def accept_loss(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact:
@@ -24,16 +25,12 @@ def accept_loss(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact
     core = pool.core
     names = list(dict.fromkeys(names))
     with pool.looking():
-        records = [pool.registry.get(name) for name in names]
-    for record in records:
-        if not core.ledger.lost(record.uuid):
-            raise UserError(
-                f"nothing of volume {record.name!r} is lost: there is nothing to accept"
-            )
+        records = _lost(pool, names)
     losses = {record.name: core.losses.of(record.uuid) for record in records}
     if not dry_run:
         with pool.changing() as begin:
-            records = [pool.registry.get(name).jumped() for name in names]
+            # Those that there are by now.
+            records = [record.jumped() for record in _lost(pool, names)]
             begin()
             for record in records:
                 pool.put_volume(record)
@@ -45,3 +42,14 @@ def accept_loss(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact
         "volumes": [{**fact, "losses": losses[str(fact["name"])]} for fact in facts],
         "dry_run": dry_run,
     }
+
+
+def _lost(pool: Pool, names: Sequence[str]) -> list[VolumeRecord]:
+    """The records of volumes of which something is lost, or raise. The core's lock is held."""
+    records = [pool.registry.get(name) for name in names]
+    for record in records:
+        if not pool.core.ledger.lost(record.uuid):
+            raise UserError(
+                f"nothing of volume {record.name!r} is lost: there is nothing to accept"
+            )
+    return records

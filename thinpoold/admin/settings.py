@@ -82,7 +82,7 @@ def _grow_metadata(pool: Pool, old: int, blocks: int, mark: MarkState) -> None:
     try:
         with pool.changing() as begin:
             begin()
-            pool.metadata.resize_data(blocks)
+            pool.grow_data(blocks)
             if mark != pool.record.data_mark:
                 pool.put_record(dataclasses.replace(pool.record, data_mark=mark))
             # Nobody's before the commit: a note of one would be at odds with what a death leaves.

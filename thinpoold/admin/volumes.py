@@ -72,6 +72,8 @@ def resize(pool: Pool, name: str, size: int, shrink: bool = False, force: bool =
                 f"volume {name!r} has {exact_size(volume.size)}: to make it smaller, and lose "
                 "what is cut off, say --shrink"
             )
+        # Before anything is touched, which zeroing may: it breaks sharing.
+        table = volume.table_for(size)
         if size > volume.size:
             discard.zero_beyond_end(volume)
         with pool.changing(quiet=[name]) as begin:
@@ -79,7 +81,6 @@ def resize(pool: Pool, name: str, size: int, shrink: bool = False, force: bool =
             if size < record.size:
                 _check_closed(pool, record.uuid, name, but_for=1)
                 pool.check_absent(record, force=force)
-            table = volume.table_for(size)
             begin()
             if size < record.size:
                 discard.remove(volume, -(-size // pool.core.block_size), volume.blocks)
@@ -160,8 +161,7 @@ def _would_free(pool: Pool, names: Sequence[str]) -> int:
         records = [pool.registry.get(name) for name in names]
         for record in records:
             _check_closed(pool, record.uuid, record.name)
-    if not pool.core.modes.lost_data:
-        pool.core.flush()
+    pool.commit_to_look()
     with pool.store.snapshot() as store:
         view = ThinMetadata.open(store)
         try:

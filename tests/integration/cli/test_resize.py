@@ -1,5 +1,8 @@
 """thinpool resize."""
 
+import resource
+from pathlib import Path
+
 import pytest
 
 from tests.integration.cli.outcomes import MIB, fill, refused, volume
@@ -53,3 +56,33 @@ def test_bad_sizes(rig: PoolRig, size: str, says: str) -> None:
 
 def test_no_such_volume(rig: PoolRig) -> None:
     refused(rig, "resize", "nobody", "1M", says="no volume")
+
+
+def test_a_size_for_which_the_daemon_has_no_address_space_changes_nothing(
+    running: PoolRig,
+) -> None:
+    running.create("e", "1M")
+    with running.connect("e") as client:
+        client.write(0, b"e" * 4096)
+        resource.prlimit(
+            running.pid, resource.RLIMIT_AS, (address_space(running.pid) + 64 * MIB,) * 2
+        )
+        before = running.status()
+        refused(running, "resize", "e", "1P", says="no address space")
+        # A commit is what such a size used to come with.
+        with running.rpc() as rpc:
+            rpc.call("commit")
+        assert volume(running, "e")["size"] == MIB
+        assert running.status()["transaction_id"] == before["transaction_id"]
+        client.write(4096, b"f" * 4096)
+        client.flush()
+    running.kill()
+    running.start()
+    assert volume(running, "e")["size"] == MIB
+    with running.connect("e") as client:
+        assert client.read(0, 8192) == b"e" * 4096 + b"f" * 4096
+
+
+def address_space(pid: int) -> int:
+    """How many bytes of addresses a process has."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()

@@ -5,6 +5,7 @@ What is refused has changed nothing; what is not durable nobody is shown, or let
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,16 @@ import pytest
 from tests.unit.data.rigs import BLOCK, Rig, finish, read, threads
 from thinmeta.errors import NoMetadataSpace, StoreError
 from thinmeta.format.values import MAX_TIME
-from thinpoold import admin
-from thinpoold.errors import LossNotAccepted, NoSpace, NoSuchVolume, ThinPoolError
-from thinpoold.ledger import Guest
+from thinpoold import admin, discard
+from thinpoold.errors import (
+    LossNotAccepted,
+    NoSpace,
+    NoSuchVolume,
+    PoolStopped,
+    ThinPoolError,
+    VolumeInUse,
+)
+from thinpoold.ledger import Guest, name_digest
 from thinpoold.mapping_table import MappingTable
 from thinpoold.modes import Mode
 from thinpoold.pool import Pool
@@ -35,8 +43,12 @@ def state(pool: Pool) -> tuple[object, ...]:
         [metadata.details(record.dev_id) for record in pool.registry],
         metadata.device_ids(),
         (metadata.data_free, metadata.data_used, metadata.data_blocks),
-        metadata.transaction_id,
+        (metadata.transaction_id, metadata.generation),
         metadata.dirty,
+        pool.device.size,
+        pool.core.reservations.owed(),
+        [(one.name, one.blocks, one.table.blocks) for one in pool.core.volumes.values()],
+        pool.deletion._pending(),
         pool.core.modes.mode,
         pool.core.broken_by,
         pool.core.unnoted,
@@ -72,6 +84,45 @@ REFUSALS: dict[str, Refusal] = {
 }
 
 
+def last_time(pool: Pool) -> None:
+    """Leave the format no time for a snapshot more."""
+    with pool.core.changing():
+        pool.core.begin_change()
+        pool.metadata._time = MAX_TIME
+        pool.metadata.set_transaction_id(7)
+    pool.commit()
+
+
+def held_name(pool: Pool) -> None:
+    """A client has v open by the name n, from before v was called that."""
+    pool.core.ledger.opened(pool.registry.get("v").uuid, Guest("q", name=name_digest("n")))
+
+
+# What the pool is to go through first.
+BEFORE: dict[str, Callable[[Pool], None]] = {"time": last_time, "held": held_name}
+REFUSED_THEN: dict[str, tuple[str, Refusal]] = {
+    "snapshot time": ("time", lambda pool: admin.snapshot(pool, [("v", "n")])),
+    "rollback time": ("time", lambda pool: admin.rollback(pool, "w", "v")),
+    "create held": ("held", lambda pool: admin.create(pool, "n", BLOCK)),
+    "snapshot held": ("held", lambda pool: admin.snapshot(pool, [("v", "m"), ("w", "n")])),
+    "rename held": ("held", lambda pool: admin.rename(pool, "w", "n")),
+}
+
+# What each verb would do, if the pool let it.
+VERBS: dict[str, Refusal] = {
+    "create": lambda pool: admin.create(pool, "n", BLOCK, reserve=BLOCK),
+    "snapshot": lambda pool: admin.snapshot(pool, [("v", "n")]),
+    "rollback": lambda pool: admin.rollback(pool, "w", "v"),
+    "larger": lambda pool: admin.resize(pool, "v", 20 * BLOCK),
+    "smaller": lambda pool: admin.resize(pool, "w", BLOCK, shrink=True),
+    "rename": lambda pool: admin.rename(pool, "w", "n"),
+    "delete": lambda pool: admin.delete(pool, ["w"]),
+    "set": lambda pool: admin.set_settings(pool, {"low_water": 7}),
+    "set volume": lambda pool: admin.set_settings(pool, {"read_only": True}, "w"),
+    "grow": lambda pool: admin.grow(pool, 100 * BLOCK),
+}
+
+
 @pytest.fixture
 def busy(rig: Rig) -> Rig:
     """v is open, with a write that no commit holds; w is closed; r has a reservation."""
@@ -93,6 +144,91 @@ def test_what_is_refused_leaves_all_as_it_was(busy: Rig, refusal: Refusal) -> No
     busy.pool.core.sync()
     busy.crash()
     assert [record.name for record in busy.pool.registry] == ["r", "v", "w"]
+
+
+@pytest.mark.parametrize(("before", "refusal"), REFUSED_THEN.values(), ids=REFUSED_THEN.keys())
+def test_what_the_pools_past_forbids_leaves_all_as_it_was(
+    busy: Rig, before: str, refusal: Refusal
+) -> None:
+    BEFORE[before](busy.pool)
+    was = state(busy.pool)
+    with pytest.raises((ThinPoolError, NoMetadataSpace)):
+        refusal(busy.pool)
+    assert state(busy.pool) == was
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS.keys())
+def test_a_pool_that_takes_no_writes_is_left_as_it_was(busy: Rig, verb: Refusal) -> None:
+    busy.pool.core.modes.degrade(Mode.READ_ONLY, "a look-up failed", lost_data=False)
+    before = state(busy.pool)
+    with pytest.raises(PoolStopped):
+        verb(busy.pool)
+    assert state(busy.pool) == before
+
+
+# Where a command is interrupted, and whether all of what it does is there then, or nothing.
+POINTS: dict[str, tuple[str, bool]] = {
+    "judging": ("thinmeta.thin.metadata.ThinMetadata.check_room", False),
+    "beginning": ("thinmeta.thin.metadata.ThinMetadata.new_device_id", False),
+    "changing": ("thinmeta.thin.devices.Devices.add", False),
+    "recording": ("thinpoold.volumes.Registry.put", False),
+    "counting": ("thinmeta.thin.metadata.ThinMetadata.set_transaction_id", False),
+    "freezing": ("thinmeta.thin.metadata.ThinMetadata.freeze", False),
+    "flushing": ("tests.unit.data.rigs.FaultyDevice.flush", False),
+    "writing": ("tests.unit.data.rigs.FaultyStore.commit", False),
+    "committed": ("thinpoold.volumes.Registry.committed", True),
+}
+
+
+@pytest.mark.parametrize(("where", "happens"), POINTS.values(), ids=POINTS.keys())
+@pytest.mark.parametrize("name", ["create", "snapshot", "rollback"])
+def test_an_interrupted_command_does_all_or_nothing(
+    busy: Rig, monkeypatch: pytest.MonkeyPatch, name: str, where: str, happens: bool
+) -> None:
+    busy.pool.commit()
+    before = [*busy.pool.registry]
+
+    def interrupt(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            VERBS[name](busy.pool)
+    with contextlib.suppress(PoolStopped):
+        busy.pool.commit()
+    assert ([*busy.pool.registry] == before) is not happens
+    busy.crash()
+    assert ([*busy.pool.registry] == before) is not happens
+
+
+def test_a_table_never_becomes_smaller_so_going_back_needs_none(
+    busy: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the sizes on the way: what `rounds` does when a commit fails cannot fail for it."""
+    pool = busy.pool
+    volume = pool.open_volume("v")
+    for size in (40, 17, 16):
+        busy.store.fail_next_commit = None
+        with contextlib.suppress(VolumeInUse):
+            admin.resize(pool, "v", size * BLOCK, shrink=True)
+    assert (volume.blocks, volume.table.blocks) == (40, 40)
+    busy.store.fail_next_commit = StoreError(5)
+
+    def fail() -> None:
+        # From here on there is no address space at all.
+        monkeypatch.setattr(MappingTable, "__init__", none)
+
+    def none(*arguments: object) -> None:
+        raise NoSpace("no address space for the mapping table")
+
+    busy.store.at_commit = fail
+    with pytest.raises(StoreError):
+        admin.resize(pool, "v", 60 * BLOCK)
+    busy.store.at_commit = lambda: None
+    assert pool.core.modes.mode is Mode.READ_ONLY
+    assert (volume.size, volume.table.blocks) == (40 * BLOCK, 60)
+    assert read(volume, 39 * BLOCK, BLOCK) == bytes(BLOCK)
 
 
 def test_a_size_for_which_there_is_no_address_space_is_refused(
@@ -177,6 +313,57 @@ def test_a_change_that_has_not_begun_is_a_bug(busy: Rig) -> None:
         lambda: pool.put_record(pool.record),
         lambda: pool.remove_volume(record),
         lambda: pool.deletion.add(record.dev_id),
+    ]
+    for change in changes:
+        with pytest.raises(RuntimeError, match="before the change has begun"), pool.changing():
+            change()
+
+
+def test_a_refused_growth_takes_no_block(busy: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies beyond an end within a block is zeroed when the growth is sure."""
+    pool = busy.pool
+    admin.create(pool, "odd", BLOCK + 512)
+    volume = pool.open_volume("odd")
+    volume.pwrite(b"o" * (BLOCK + 512), 0)
+    admin.snapshot(pool, [("odd", "shared")])
+    before = pool.metadata.data_used, pool.metadata.dirty
+
+    def none(*arguments: object) -> None:
+        raise NoSpace("no address space for the mapping table")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MappingTable, "__init__", none)
+        with pytest.raises(NoSpace, match="address space"):
+            admin.resize(pool, "odd", 1 << 40)
+    assert (pool.metadata.data_used, pool.metadata.dirty) == before
+
+
+def test_a_volume_that_goes_while_its_loss_is_accepted_breaks_nothing(
+    busy: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = busy.pool
+    uuid = pool.registry.get("w").uuid
+    pool.core.ledger.lose([uuid])
+
+    def of(uuid: bytes) -> list[Any]:
+        admin.delete(pool, ["w"])
+        return []
+
+    monkeypatch.setattr(pool.core.losses, "of", of)
+    with pytest.raises(NoSuchVolume):
+        admin.accept_loss(pool, ["w"])
+    assert pool.core.modes.mode is Mode.WRITE
+    assert pool.core.broken_by is None
+
+
+def test_the_registry_itself_refuses_what_no_change_has_begun(busy: Rig) -> None:
+    pool = busy.pool
+    record = pool.registry.get("w")
+    volume = pool.open_volume("v")
+    changes: list[Callable[[], None]] = [
+        lambda: pool.registry.put(record),
+        lambda: pool.registry.remove(record),
+        lambda: discard.remove(volume, 0, 1),
     ]
     for change in changes:
         with pytest.raises(RuntimeError, match="before the change has begun"), pool.changing():

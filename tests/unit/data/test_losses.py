@@ -400,6 +400,49 @@ def test_a_pool_takes_writes_again_when_there_is_room(
     pool.close()
 
 
+RESERVED: dict[str, Callable[[Pool], Any]] = {
+    "create": lambda pool: admin.create(pool, "late", BLOCK, reserve=16 * BLOCK),
+    "delete": lambda pool: admin.delete(pool, ["r"]),
+}
+
+
+@pytest.mark.parametrize("act", RESERVED.values(), ids=RESERVED.keys())
+def test_what_is_reserved_after_a_change_was_taken_back_is_as_before_it(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[Pool], Any]
+) -> None:
+    pool = Pool.open(directory)
+    admin.create(pool, "r", 32 * BLOCK, reserve=32 * BLOCK)
+    volume = pool.open_volume("r")
+    volume.pwrite(b"r" * 4 * BLOCK, 0)
+    pool.close_volume(volume)
+    assert pool.core.reservations.owed() == 28
+    with monkeypatch.context() as patch:
+        fail_commits(patch, FULL)
+        with pytest.raises(NoMetadataSpace):
+            act(pool)
+    pool.core._tick()
+    pool.core._tick()
+    assert pool.core.modes.mode is Mode.WRITE
+    assert pool.core.reservations.owed() == 28
+    pool.close()
+
+
+def test_a_suspended_pool_is_listed_whatever_its_volumes_have_mapped(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thinpoold.admin.facts._FEW_MAPPINGS", 2)
+    pool = Pool.open(directory)
+    pool.open_volume("v").pwrite(b"v" * 4 * BLOCK, 0)
+    with monkeypatch.context() as patch:
+        fail_commits(patch, FULL)
+        with pytest.raises(NoMetadataSpace):
+            pool.core.flush()
+        assert pool.core.suspended is not None
+        assert [one["name"] for one in admin.list_volumes(pool)["volumes"]] == ["v", "w"]
+        assert admin.delete(pool, ["w"], dry_run=True)["freed"] == 0
+    pool.close()
+
+
 def test_a_pool_whose_store_is_ill_waits_for_its_next_start(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,23 @@ def connect(plugin: Any, nbdkit: Nbdkit, name: str, readonly: bool = False) -> A
     return plugin.open(int(readonly))
 
 
+def test_a_client_is_told_the_size_that_is_durable(
+    rig: Rig, nbdkit: Nbdkit, plugin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resize may begin between the opening and the answer."""
+    rig.create("v", size=4 * BLOCK)
+    real = rig.pool.open_volume
+
+    def open_volume(name: str, *more: Any) -> Any:
+        volume = real(name, *more)
+        if more:
+            volume.size = 8 * BLOCK
+        return volume
+
+    monkeypatch.setattr(rig.pool, "open_volume", open_volume)
+    assert plugin.get_size(connect(plugin, nbdkit, "v")) == 4 * BLOCK
+
+
 def dirty(rig: Rig) -> bool:
     """Whether there is anything to commit."""
     return rig.pool.metadata.dirty
