@@ -6,24 +6,32 @@ machine, and its page cache, go on. Two ids that differ then say nothing about t
 nothing else does that a container can see: clocks and counters can be alike in two boots, a file in
 a tmpfs dies with the container or is the administrator's to keep.
 
+A service that sees no more of /proc than processes (ProcSubset=pid, as ours) cannot read it; its
+unit hands it over as THINPOOLD_BOOT_ID.
+
     ids equal                          the same boot
     ids differ, both the kernel's own  another boot: memory is gone, and every local client with it
     ids differ, one is a container's   unknown: neither may be assumed
 
-What is assumed: an id that is mounted over is another's, one that is not is the kernel's; and a
-kernel's id never comes twice.
+What is assumed: an id that is mounted over is another's, and so is one that a service manager hands
+over within a container; any other is the kernel's. And a kernel's id never comes twice.
 
 Thread-safety: no state.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Final
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+ENVIRONMENT: Final = "THINPOOLD_BOOT_ID"
+CONTAINER: Final = Path("/run/systemd/container")
+"""systemd puts it there in a container that it is the first process of."""
+_ID_BYTES: Final = 16
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 # mountinfo(5): the fifth field of a line.
 _MOUNT_POINT: Final = 4
@@ -60,10 +68,20 @@ NO_BOOT: Final = Boot(b"", own=False)
 def current() -> Boot:
     """Return this boot."""
     try:
-        boot_id = bytes.fromhex(BOOT_ID.read_text().strip().replace("-", ""))
+        return Boot(_parsed(BOOT_ID.read_text()), own=not _is_mounted_over(BOOT_ID))
     except (OSError, ValueError):
+        pass
+    try:
+        return Boot(_parsed(os.environ.get(ENVIRONMENT, "")), own=not CONTAINER.exists())
+    except ValueError:
         return NO_BOOT
-    return Boot(boot_id, own=not _is_mounted_over(BOOT_ID))
+
+
+def _parsed(text: str) -> bytes:
+    boot_id = bytes.fromhex(text.strip().replace("-", ""))
+    if len(boot_id) != _ID_BYTES:
+        raise ValueError(f"{text[:80]!r} is no boot id")
+    return boot_id
 
 
 def _is_mounted_over(path: Path) -> bool:

@@ -154,6 +154,10 @@ class RecentChanges:
     def begin(self, generation: int) -> None:
         """Begin anew, on top of the commit `generation`; only from now on is anything noted."""
         if not self._boot:
+            log.warning(
+                "nothing tells one boot of this machine from another: what is not flushed would "
+                "not survive the end of this process"
+            )
             self._incomplete()
             return
         self._kept = False

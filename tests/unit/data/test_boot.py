@@ -48,6 +48,21 @@ def test_where_there_is_none_nothing_is_known(
     assert boot.current() == NO_BOOT
 
 
+@pytest.mark.parametrize("contained", [False, True])
+def test_a_service_manager_hands_it_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contained: bool
+) -> None:
+    """As to the daemon's unit, which sees nothing of /proc/sys."""
+    monkeypatch.setattr(boot, "BOOT_ID", tmp_path / "missing")
+    monkeypatch.setattr(boot, "CONTAINER", tmp_path / ("." if contained else "container"))
+    monkeypatch.setenv(boot.ENVIRONMENT, "0123456789abcdef0123456789abcdef")
+    found = boot.current()
+    assert (found.id.hex(), found.own) == ("0123456789abcdef0123456789abcdef", not contained)
+    for nonsense in ("", "0123", "x" * 32):
+        monkeypatch.setenv(boot.ENVIRONMENT, nonsense)
+        assert boot.current() == NO_BOOT
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 @pytest.mark.parametrize("over", ["/proc/sys/kernel/random/boot_id", None])
 def test_an_id_that_is_mounted_over_is_not_the_kernels(tmp_path: Path, over: str | None) -> None:
