@@ -23,6 +23,7 @@ committer and reclaimer.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +39,7 @@ from thinpoold.errors import ThinPoolError
 from thinpoold.fastlib import Library
 from thinpoold.ledger import Ledger
 from thinpoold.losses import Losses
-from thinpoold.modes import Mode, Modes
+from thinpoold.modes import Mode, Modes, Stopped
 from thinpoold.recent import RecentChanges
 from thinpoold.reclaim import Ranges, Reclaimer
 from thinpoold.reservations import Reservations
@@ -103,6 +104,8 @@ class Core:
         self.on_resume: Callable[[], None] = lambda: None
         # Why what is noted cannot be committed; None unless the pool waits for that (`rounds`).
         self.suspended: Exception | None = None
+        # How often the open transaction was abandoned: a change from before is in no commit.
+        self.times_gone_back = 0
         self._resuming = _Patience()
         self._rounds = Rounds(self)
         self.committer = Committer(self._rounds.run)
@@ -161,6 +164,18 @@ class Core:
             self.modes.check_flushable()
         else:
             self.committer.flush()
+
+    def flush_since(self, times_gone_back: int) -> None:
+        """As `flush`, for a change that was made when `times_gone_back` was this.
+
+        Raises `Stopped` when the open transaction was abandoned since: the change is dropped.
+        """
+        self.flush()
+        if self.times_gone_back != times_gone_back:
+            raise Stopped(
+                "the change was dropped, for a commit has failed: see the log, and try again",
+                errno.EROFS,
+            )
 
     def sync(self) -> None:
         """Return when everything done before the call is durable: for clients' flushes.

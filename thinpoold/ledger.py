@@ -110,6 +110,8 @@ class Ledger:
         self._generation = 0
         self._boot = NO_BOOT
         self._syncing = 0
+        # What was found of it counts until `begin`, also if this process dies before.
+        self._kept_state = NO_STATE
         # Those that are open in this process, and those of them that a client has open. The other
         # OPEN ones a client had open in an earlier process.
         self._opened: set[bytes] = set()
@@ -125,6 +127,7 @@ class Ledger:
         with self._lock:
             found = self.found
             self._state = (found.state or NO_STATE) & ~State.CLEAN
+            self._kept_state = self._state & State.SYNCING
             self._generation, self._boot = found.generation, found.boot
             if self._path is None:
                 return
@@ -149,6 +152,7 @@ class Ledger:
         with self._lock:
             self._boot, self._generation = boot, generation
             self._state = NO_STATE if boot.own else State.CONTAINED
+            self._kept_state = NO_STATE
             self._put_pool()
             self._sync()
 
@@ -198,7 +202,7 @@ class Ledger:
             with self._lock:
                 self._syncing -= 1
                 if not self._syncing:
-                    self._state &= ~State.SYNCING
+                    self._state = self._state & ~State.SYNCING | self._kept_state
                     self._put_pool()
 
     # --- volumes ----------------------------------------------------------------------------------

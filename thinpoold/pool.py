@@ -295,7 +295,11 @@ class Pool:
         self.core.ledger.opened(record.uuid, guest)
         volume = self.core.volumes.get(record.uuid)
         if volume is None:
-            volume = Volume(self.core, record, self.registry.by_uuid)
+            try:
+                volume = Volume(self.core, record, self.registry.by_uuid)
+            except BaseException:
+                self.core.ledger.closed(record.uuid)
+                raise
             self.core.volumes[record.uuid] = volume
         volume.clients += 1
         return volume
@@ -382,8 +386,8 @@ class Pool:
             if not self.core.begun:
                 return
             self.metadata.set_transaction_id(self.metadata.transaction_id + 1)
-            number = self.registry.number
-        self.core.flush()
+            number, gone_back = self.registry.number, self.core.times_gone_back
+        self.core.flush_since(gone_back)
         with self.core.lock:
             self.registry.committed(number)
 

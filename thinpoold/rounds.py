@@ -162,10 +162,14 @@ class Rounds:
         core = self._core
         reason = str(error) or type(error).__name__
         with core.lock:
-            if core.device.failed is None and core.recent.complete:
-                self._keep(error, reason)
+            keeps = core.device.failed is None and core.recent.complete
+            if keeps:
+                keeps = self._keep(error, reason)
             else:
                 self._lose(error, reason)
+        if keeps and self._commit_held(needs_check=isinstance(error, Corrupt)):
+            # Want of room may end by itself: until then, and a grace period, the pool waits.
+            core.suspended = error if isinstance(error, NoMetadataSpace) else None
 
     def _lose(self, error: BaseException, reason: str) -> None:
         """What was answered, and not flushed, may be lost."""
@@ -184,35 +188,48 @@ class Rounds:
         if self._go_back_to_flushed(reason) and isinstance(error, Corrupt):
             self._demand_check()
 
-    def _keep(self, error: BaseException, reason: str) -> None:
-        """Nothing is lost: carry out what was noted, on top of the last commit, and commit it."""
+    def _keep(self, error: BaseException, reason: str) -> bool:
+        """Nothing is lost: show what was noted on top of the last commit; whether that was done."""
         core = self._core
         core.recent.hold()
         if not self._go_back(reason, lost_data=False):
-            return
-        if isinstance(error, NoMetadataSpace):
-            # Which may end by itself, and then so does this.
-            core.suspended = error
-        try:
-            self._replay(isinstance(error, Corrupt))
-        except (Contradiction, OSError) as worse:
-            self._lose(error, f"{reason}; what was noted is at odds with it: {worse}")
-        except FAILURES as worse:
-            log.error("what was noted cannot be committed yet: %s", worse)
-            self._suspend(worse)
+            return False
+        return self._suspend(error if isinstance(error, Exception) else RuntimeError(reason))
 
-    def _replay(self, needs_check: bool) -> None:
-        """Commit what is held. Raises `Contradiction`, `OSError`, `FAILURES`."""
+    def _commit_held(self, *, needs_check: bool = False) -> bool:
+        """Commit what is held; whether that is done. The pool is suspended, so nothing changes."""
         core = self._core
-        held = core.recent.held(core.metadata.generation)
-        core.reclaimer.add(replay(core.metadata, held, core.sizes()))
-        if needs_check:
-            core.metadata.set_needs_check(True)
-            core.metadata.commit()
-        core.recent.release()
+        try:
+            # Data before the mapping that points at it.
+            self._flush_data()
+        except DeviceError as error:
+            with core.lock:
+                self._lose(error, str(error))
+            return False
+        with core.lock:
+            try:
+                core.metadata.abandon()
+                core.on_abandon()
+                held = core.recent.held(core.metadata.generation)
+                core.reclaimer.add(replay(core.metadata, held, core.sizes()))
+                if needs_check:
+                    core.metadata.set_needs_check(True)
+                    core.metadata.commit()
+                core.recent.release()
+            except (Contradiction, OSError) as worse:
+                why = f"what was noted is at odds with the last commit: {worse}"
+                self._lose(worse, f"{core.modes.reason}; {why}")
+                return False
+            except FAILURES as worse:
+                log.error("what was noted cannot be committed yet: %s", worse)
+                self._suspend(worse)
+                return False
+            for volume in core.volumes.values():
+                volume.forget()
+        return True
 
-    def _suspend(self, error: Exception) -> None:
-        """Show what is held, until it can be committed."""
+    def _suspend(self, error: Exception) -> bool:
+        """Show what is held, until it can be committed; whether that was done."""
         core, metadata = self._core, self._core.metadata
         core.suspended = error
         try:
@@ -220,7 +237,13 @@ class Rounds:
                 if apply(metadata, left.changes, core.sizes()) < len(left.changes):
                     raise Corrupt("notes", "changes that were answered", "are at odds")
         except (ThinMetaError, OSError) as worse:
-            self._fail(f"{error}; what was answered cannot be carried out: {worse}")
+            if isinstance(error, Corrupt):
+                # The metadata is damaged where they go: what is there can be read.
+                self._lose(error, f"{error}; what was answered cannot be carried out: {worse}")
+            else:
+                self._fail(f"{error}; what was answered cannot be carried out: {worse}")
+            return False
+        return True
 
     def _vouch(self) -> None:
         """Make durable what is held. Raises `DeviceError`."""
@@ -235,26 +258,11 @@ class Rounds:
     def resume(self) -> bool:
         """Commit what is held, if there may be room by now; whether that is done."""
         core = self._core
+        if core.suspended is None or core.modes.mode is Mode.FAILED or not self._commit_held():
+            return False
         with core.lock:
-            if core.suspended is None or core.modes.mode is Mode.FAILED:
-                return False
-            reason = core.modes.reason
-            try:
-                core.metadata.abandon()
-                core.on_abandon()
-                self._replay(needs_check=False)
-            except (Contradiction, OSError) as worse:
-                core.suspended = None
-                self._lose(worse, f"{reason}; what was noted is at odds with it: {worse}")
-                return False
-            except FAILURES as worse:
-                core.metadata.abandon()
-                self._suspend(worse)
-                return False
             core.suspended = None
             core.recent.begin(core.metadata.generation)
-            for volume in core.volumes.values():
-                volume.forget()
         return True
 
     def _go_back_to_flushed(self, reason: str) -> bool:
@@ -275,6 +283,7 @@ class Rounds:
         """Show the last commit, and take no more writes; False if it cannot be read."""
         core = self._core
         core.broken_by = None
+        core.times_gone_back += 1
         core.unshared.abandon()
         try:
             core.metadata.abandon()

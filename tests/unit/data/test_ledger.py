@@ -154,6 +154,21 @@ def test_calls_that_are_told_of_errors_may_overlap(path: Path) -> None:
     assert State.SYNCING not in (read(path, UUID).state or State(0))
 
 
+def test_a_call_at_an_opening_takes_nothing_of_what_was_found(path: Path) -> None:
+    """The process may die again before it has acted on it."""
+    ledger = begun(path)
+    ledger.note(State.SYNCING, on=True)
+    again = Ledger(path, UUID)
+    again.open()
+    with again.syncing():
+        pass
+    assert State.SYNCING in (read(path, UUID).state or State(0))
+    again.begin(BOOT, 8)
+    with again.syncing():
+        pass
+    assert State.SYNCING not in (read(path, UUID).state or State(0))
+
+
 def test_a_state_found_stays_until_all_is_begun_anew(path: Path) -> None:
     begun(path).note(State.FAILED | State.UNNOTED, on=True, durable=True)
     again = Ledger(path, UUID)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.unit.data.rigs import spin, threads
 from tests.unit.data.test_flushed_notes import fail_commits
 from tests.unit.data.test_recent import BLOCK, blocks, die, opened
 from thinmeta.errors import NoMetadataSpace, StoreError
@@ -440,6 +442,92 @@ def test_a_suspended_pool_is_listed_whatever_its_volumes_have_mapped(
         assert pool.core.suspended is not None
         assert [one["name"] for one in admin.list_volumes(pool)["volumes"]] == ["v", "w"]
         assert admin.delete(pool, ["w"], dry_run=True)["freed"] == 0
+    pool.close()
+
+
+def test_a_change_that_another_rounds_failure_dropped_is_not_answered(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was made while that commit was written, and waits for the next round."""
+    pool, volume = guests(directory)
+    volume.pwrite(b"a" * BLOCK, 0)
+    reached, go = threading.Event(), threading.Event()
+
+    def fail_once(*arguments: object) -> None:
+        reached.set()
+        assert go.wait(60)
+        monkeypatch.undo()
+        raise StoreError(errno.EIO)
+
+    monkeypatch.setattr(LmdbStore, "commit", fail_once)
+    with threads(2) as workers:
+        first = workers.submit(pool.core.flush)
+        assert reached.wait(60)
+        second = workers.submit(admin.create, pool, "late", BLOCK)
+        spin(lambda: len(pool.registry) == 3)
+        go.set()
+        with pytest.raises(StoreError):
+            first.result(60)
+        with pytest.raises(PoolStopped, match="the change was dropped"):
+            second.result(60)
+    assert [one.name for one in pool.registry] == ["v", "w"]
+    assert blocks(volume)[:1] == b"a"
+    pool.core.sync()
+    die(pool)
+    pool, volume = opened(directory)
+    assert blocks(volume)[:1] == b"a"
+    pool.close()
+
+
+def test_data_is_on_disk_before_notes_that_point_at_it_are_committed(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what was written after the round that failed had flushed the data."""
+    pool, volume = guests(directory)
+    volume.pwrite(b"a" * BLOCK, 0)
+    order: list[str] = []
+    real_flush, real_commit = DataDevice.flush, LmdbStore.commit
+
+    def flush(self: DataDevice) -> None:
+        real_flush(self)
+        order.append("flush")
+
+    def commit(self: LmdbStore, *arguments: Any) -> None:
+        if "failed" not in order:
+            volume.pwrite(b"b" * BLOCK, 5 * BLOCK)
+            order.append("failed")
+            raise StoreError(errno.EIO)
+        real_commit(self, *arguments)
+        order.append("commit")
+
+    monkeypatch.setattr(DataDevice, "flush", flush)
+    monkeypatch.setattr(LmdbStore, "commit", commit)
+    with pytest.raises(StoreError):
+        pool.core.flush()
+    assert order == ["flush", "failed", "flush", "commit", "commit"]
+    assert blocks(volume)[:6] == b"a\0\0\0\0b"
+    die(pool)
+
+
+def test_a_data_device_that_fails_before_the_notes_are_committed(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, volume = guests(directory)
+    volume.pwrite(b"a" * BLOCK, 0)
+
+    def commit(self: LmdbStore, *arguments: Any) -> None:
+        monkeypatch.setattr(DataDevice, "flush", lambda self: fails_as_device())
+        raise StoreError(errno.EIO)
+
+    monkeypatch.setattr(LmdbStore, "commit", commit)
+    with pytest.raises((StoreError, DeviceError)):
+        pool.core.flush()
+    monkeypatch.undo()
+    with pytest.raises(PoolStopped):
+        pool.core.sync()
+    assert pool.core.ledger.lost(volume.uuid)
+    die(pool)
+    refused(pool := Pool.open(directory))
     pool.close()
 
 
