@@ -86,5 +86,5 @@ def test_whatever_happens(tmp_path: Path, place: str, seed: int) -> None:
     with placed(tmp_path, place) as scenario:
         for _ in range(6):
             play(scenario, rng, 40)
-        # Not all of it was failure.
-        assert sum(guest.vouched for guest in scenario.guests) > 6
+        # Not all of it was failure; two flushes were before it.
+        assert sum(guest.vouched for guest in scenario.guests) > 2
