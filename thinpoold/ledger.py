@@ -33,7 +33,7 @@ from pathlib import Path
 from time import time
 from typing import Final
 
-from thinpoold.boot import NO_BOOT, Boot
+from thinpoold.boot import NO_BOOT, Boot, Since, current
 from thinpoold.errors import DeviceError, NoSpace
 from thinpoold.ledger_format import (
     NO_MARK,
@@ -71,7 +71,7 @@ def other_commit(generation: int, found: Found) -> str:
 
     LMDB has two meta pages, and takes the one that says to be newer: a flipped bit makes it open
     the commit before, or lets the number jump. Of a process that died, the ledger may not know the
-    last commit yet.
+    last commit yet; after a power cut, or where none can be ruled out, it may be any number behind.
     """
     if found.state is None or not found.generation:
         return ""
@@ -81,7 +81,8 @@ def other_commit(generation: int, found: Found) -> str:
             f"{found.generation}: its newest page is damaged, or it is an older copy; what is "
             "there can be read, and 'thinpool export-metadata' saves it"
         )
-    if found.died and generation > found.generation + 1:
+    same_boot = current().since(found.boot) is Since.SAME
+    if found.died and same_boot and generation > found.generation + 1:
         return (
             f"metadata.lmdb opens at commit {generation}, but the pool's last was "
             f"{found.generation}: its newest page is damaged, or it is not of this pool; what is "
