@@ -94,7 +94,7 @@ def other_commit(generation: int, found: Found) -> str:
 class Ledger:
     """The ledger of one pool. Without a path it is kept in memory alone.
 
-    `found` is what an earlier process left; nothing is written before `begin`.
+    `found` is what an earlier process left; nothing is written before `open`.
     """
 
     def __init__(self, path: Path | None = None, uuid: bytes = bytes(16)) -> None:
@@ -185,9 +185,6 @@ class Ledger:
                 self._put_pool()
             if durable:
                 self._sync()
-
-    def has(self, state: State) -> bool:
-        return state in self._state
 
     @contextmanager
     def syncing(self) -> Iterator[None]:
@@ -290,11 +287,9 @@ class Ledger:
     def closed_unwritten(self) -> list[bytes]:
         """Those of them that nobody has open: all that was written to them was written by now."""
         with self._lock:
-            return [
-                one.uuid
-                for one in self._entries.values()
-                if Mark.WRITTEN in one.marks and one.uuid not in self._opened
-            ]
+            # Each round asks, and most volumes that are known are open.
+            closed = self._entries.keys() - self._opened
+            return [uuid for uuid in closed if Mark.WRITTEN in self._entries[uuid].marks]
 
     def written(self, uuids: Iterable[bytes]) -> None:
         """A flush that began after `closed_unwritten` has brought to disk all that they hold."""
@@ -332,7 +327,7 @@ class Ledger:
         if not entry.marks:
             self._entries.pop(uuid, None)
             if slot is not None:
-                self._write(bytes(SLOT_BYTES), slot)
+                self._write(bytes(SLOT_BYTES), slot * SLOT_BYTES)
                 self._free.append(self._slots.pop(uuid))
             return
         if slot is None and self._fd >= 0:
@@ -341,30 +336,26 @@ class Ledger:
             slot = self._slots[uuid] = self._free.pop()
         self._entries[uuid] = entry
         if slot is not None:
-            self._write(packed(entry.pack(), self._uuid), slot)
+            self._write(packed(entry.pack(), self._uuid), slot * SLOT_BYTES)
 
     def _put_pool(self) -> None:
         self._write(packed(pack_pool(self._state, self._generation, self._boot), self._uuid), 0)
 
     def _grow(self) -> None:
         """Make room for more slots, written and synced."""
-        assert self._path is not None
-        try:
-            if os.pwrite(self._fd, bytes(_STEP), self._size) != _STEP:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._fd)
-        except OSError as error:
-            raise _failure(self._path, error) from None
+        self._write(bytes(_STEP), self._size)
+        # Its size is synced as well.
+        self._sync()
         first = max(1, self._size // SLOT_BYTES)
         self._size += _STEP
         self._free = [*range(self._size // SLOT_BYTES - 1, first - 1, -1), *self._free]
 
-    def _write(self, octets: bytes, slot: int) -> None:
+    def _write(self, octets: bytes, at: int) -> None:
         if self._fd < 0:
             return
         assert self._path is not None
         try:
-            if os.pwrite(self._fd, octets, slot * SLOT_BYTES) != SLOT_BYTES:
+            if os.pwrite(self._fd, octets, at) != len(octets):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise _failure(self._path, error) from None

@@ -138,7 +138,7 @@ def replay(
             metadata.abandon()
             raise
         if left.changes:
-            log.warning("the daemon ended without a commit: made %d changes of mappings good", done)
+            log.warning("made %d changes of mappings good that no commit held", done)
         if not whole:
             raise Contradiction(left, done, f"change {done} is at odds with the metadata", freed)
     return freed
