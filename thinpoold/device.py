@@ -209,8 +209,17 @@ class DataDevice:
         return self.ledger.syncing()
 
     def forgive(self) -> None:
-        """What may be lost is noted, and nobody relies on it any more."""
+        """Go on from what is on disk: what may be lost is noted. Nobody else uses the device.
+
+        A page that the kernel could not write stays in the page cache, and counts as written. ext4
+        then takes the page's extent for one that holds data, where on disk it is still marked as
+        unwritten: whatever is written to the page later, and synced, reads as zeroes once the page
+        is evicted. So every page goes before anybody writes. Raises `DeviceError` when the device
+        still fails.
+        """
         self.failed = None
+        self.flush()
+        pagecache.drop(self.fd)
 
     def _not_out(self, error: OSError) -> None:
         self.fail(failure("write-out of the data device", error))

@@ -27,7 +27,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import time
@@ -343,9 +343,15 @@ class Ledger:
 
     def _grow(self) -> None:
         """Make room for more slots, written and synced."""
-        self._write(bytes(_STEP), self._size)
-        # Its size is synced as well.
-        self._sync()
+        try:
+            self._write(bytes(_STEP), self._size)
+            # Its size is synced as well.
+            self._sync()
+        except (DeviceError, NoSpace):
+            # With its pages: `DataDevice.forgive` says what becomes of those that were not written.
+            with suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+            raise
         first = max(1, self._size // SLOT_BYTES)
         self._size += _STEP
         self._free = [*range(self._size // SLOT_BYTES - 1, first - 1, -1), *self._free]

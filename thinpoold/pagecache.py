@@ -37,6 +37,11 @@ def sync_file_system(fd: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def drop(fd: int) -> None:
+    """Evict a file's clean pages, so that what is read next is what its disk holds."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def unwritten() -> Unwritten | None:
     """Return how it is now, or None where the kernel does not tell."""
     try:

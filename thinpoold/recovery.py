@@ -75,7 +75,7 @@ def recover(
 
     Returns the data blocks that this freed, which nobody else has released. Raises `NotRecovered`
     when the leftovers cannot be committed, or what was flushed cannot be right; then the last
-    commit stands. Raises `DeviceError` when a loss cannot be noted.
+    commit stands. Raises `DeviceError` when a loss cannot be noted, or the device still fails.
     """
     registry = Registry(metadata)
     leftovers = waiting(recent, metadata.generation)
@@ -87,6 +87,7 @@ def recover(
             if error is not None:
                 lost.unwritten(str(error), leftovers)
                 _keep_flushed(recent, error)
+                device.forgive()
                 leftovers = waiting(recent, metadata.generation)
             elif State.UNNOTED in (ledger.found.state or NO_STATE):
                 lost.unwritten("changes of mappings could not be noted", ())
@@ -213,8 +214,6 @@ def _write_error(device: DataDevice, ledger: Ledger) -> DeviceError | None:
             device.check_untold()
     except DeviceError as error:
         device.fail(error)
-        # The caller notes what may be lost, and nobody relies on that any more.
-        device.forgive()
         return error
     return None
 

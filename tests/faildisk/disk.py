@@ -90,7 +90,11 @@ def failing_disk(directory: Path, size: int) -> Iterator[Disk]:
                 disk.heal()
                 run("losetup", "--detach", disk.device, check=False)
             _unmount(file)
-            fuse.wait(PATIENCE)
+            try:
+                fuse.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                # A test that failed has left something open on it.
+                fuse.kill()
 
 
 @contextmanager

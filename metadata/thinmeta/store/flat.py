@@ -70,6 +70,10 @@ class FlatStore:
         self._open_fd()
         return iter(range(self._size // BLOCK_SIZE))
 
+    def make_room(self) -> bool:
+        self._open_fd()
+        return False
+
     def file_size(self) -> int:
         self._open_fd()
         return self._size

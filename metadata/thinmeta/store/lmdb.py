@@ -9,7 +9,8 @@ Invariants:
    the truth. Everything is encoded before the transaction begins.
 2. Nothing of LMDB's leaves the store: no buffer outlives the transaction that it was read in, no
    `lmdb.Error` is seen outside.
-3. A record in a table of the store's own tells the version of this arrangement. A file of another
+3. A commit writes within the room that was made for it (`lmdb_room`), but on a full disk.
+4. A record in a table of the store's own tells the version of this arrangement. A file of another
    version is closed again untouched.
 
 Thread safety: any thread may read; commits come from one thread at a time; a snapshot is one
@@ -40,6 +41,7 @@ from thinmeta.errors import (
 from thinmeta.format.block import BLOCK_SIZE
 from thinmeta.store import codec
 from thinmeta.store.lmdb_file import file_size, translated, translated_commit, verify_pages
+from thinmeta.store.lmdb_room import RESERVE_BYTES, Room
 from thinmeta.store.lmdb_view import (
     BLOCKS,
     LmdbSnapshot,
@@ -62,7 +64,7 @@ _MAX_TABLES: Final = 32
 _MAX_READERS: Final = 1024
 #: Read transactions kept for reuse: opening one from scratch takes a lock.
 _SPARE_READERS: Final = 16
-#: Bytes that a commit writes beside what it was given: copied pages of LMDB's trees.
+#: Bytes that a commit may write beside twice what it was given.
 _PAGE_MARGIN: Final = 1 << 20
 
 
@@ -88,10 +90,13 @@ class LmdbStore:
         self._closed = False
         self._env = _open_env(path, create, read_only, map_size)
         self._blocks: Any = None
+        self._room: Room | None = None
         #: Database handles by table. Only grows: dict operations are atomic, so no lock.
         self._tables: dict[str, Any] = {}
         try:
             self._env.reader_check()
+            if not read_only:
+                self._room = Room(path, self._used())
             if create:
                 self._create()
             else:
@@ -150,6 +155,10 @@ class LmdbStore:
         self._open_env()
         return file_size(self.path)
 
+    def make_room(self) -> bool:
+        self._open_env()
+        return self._room is not None and self._room.make(self._used(), RESERVE_BYTES)
+
     @property
     def generation(self) -> int:
         return int(self._open_env().info()["last_txnid"])
@@ -169,6 +178,8 @@ class LmdbStore:
         if not self._closed:
             self._closed = True
             self._env.close()
+            if self._room is not None:
+                self._room.close()
 
     def _open_env(self) -> Any:
         if self._closed:
@@ -196,6 +207,11 @@ class LmdbStore:
         records: Mapping[tuple[str, bytes], bytes | None],
     ) -> None:
         made: dict[str, Any] = {}
+        # LMDB copies the pages of its trees that change.
+        size = _PAGE_MARGIN + 2 * sum(len(encoded) for _, encoded in blocks)
+        assert self._room is not None
+        # Where there is none, the free pages among LMDB's own may do.
+        self._room.make(self._used(), size)
         try:
             with self._env.begin(write=True) as txn:
                 for block in erased:
@@ -211,7 +227,6 @@ class LmdbStore:
                     elif handle is not None:
                         txn.delete(key, db=handle)
         except (lmdb.Error, OSError) as error:
-            size = _PAGE_MARGIN + 2 * sum(len(encoded) for _, encoded in blocks)
             raise translated_commit(error, self.path, size) from error
         # Not earlier: the handle of a database that an aborted transaction made is void.
         self._tables.update(made)
@@ -225,11 +240,15 @@ class LmdbStore:
         finally:
             os.close(directory)
 
+    def _used(self) -> int:
+        """Bytes up to the end of LMDB's last page."""
+        return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
+
     def _check_length(self) -> None:
         # Reading a page that the file has lost would be SIGBUS, not an error. Pages at the very
         # end may never have been written, if they were free by the time of the commit: then a
         # short file is a sound one, which only a walk of all pages can tell.
-        wanted = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        wanted = self._used()
         found = file_size(self.path)
         if found < wanted and (problems := verify_pages(self.path)):
             raise Corrupt(

@@ -23,7 +23,7 @@ from thinmeta.errors import (
     UnsupportedFormat,
 )
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DAMAGED: Final = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)
 
 
@@ -31,7 +31,7 @@ def translated(error: lmdb.Error | OSError, path: Path) -> ThinMetaError:
     """What an error of LMDB's, or of the system's below it, means to a store's caller."""
     code = (error.errno if isinstance(error, OSError) else getattr(error, "code", 0)) or 0
     message = str(error) if str(path) in str(error) else f"{path}: {error}"
-    if isinstance(error, lmdb.MapFullError) or code in _FULL:
+    if isinstance(error, lmdb.MapFullError) or code in FULL:
         return NoMetadataSpace(message)
     if isinstance(error, _DAMAGED):
         return Corrupt("store", str(path), str(error).removeprefix(f"{path}: "))
@@ -66,7 +66,7 @@ def _has_room(path: Path, size: int) -> bool:
             # LMDB uses no page past its last, and there is no other writer.
             os.ftruncate(fd, end)
     except OSError as error:
-        return error.errno not in _FULL
+        return error.errno not in FULL
     finally:
         os.close(fd)
     return True

@@ -121,6 +121,9 @@ class LmdbSnapshot:
         for key in self._items(self._blocks, values=False):
             yield int.from_bytes(key, "big")
 
+    def make_room(self) -> bool:
+        return False
+
     def file_size(self) -> int:
         self._open_txn()
         return file_size(self._path)

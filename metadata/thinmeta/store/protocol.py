@@ -67,6 +67,14 @@ class BlockStore(Protocol):
         """Numbers of the blocks that are there, ascending, as of one commit."""
         ...
 
+    def make_room(self) -> bool:
+        """Have room for some commits that delete or discard, which then need no space any more.
+
+        False if there is no space for that. Called by the thread of the commits. Raises
+        `StoreError`.
+        """
+        ...
+
     def file_size(self) -> int:
         """Bytes of the file in use; 0 where there is none."""
         ...

@@ -169,7 +169,7 @@ class Model:
                 self._try(self._open_and_die)
         elif case == 1:
             with self._failing(DataDevice, "flush", DeviceError("no", errno.EIO)):
-                self._open_and_die()
+                self._try(self._open_and_die)
         return case == 1
 
     def _open_and_die(self) -> None:

@@ -630,7 +630,13 @@ def test_a_data_device_that_fails_a_flush_at_opening_has_what_was_flushed_alone(
     volume.pwrite(b"d" * BLOCK, 3 * BLOCK)
     die(pool)
 
+    real, told = DataDevice.flush, []
+
     def fail(self: DataDevice) -> None:
+        if told:
+            real(self)
+            return
+        told.append(True)
         raise DeviceError("no", errno.EIO)
 
     with monkeypatch.context() as patch:
@@ -650,6 +656,29 @@ def test_a_data_device_that_fails_a_flush_at_opening_has_what_was_flushed_alone(
     with pytest.raises(LossNotAccepted):
         pool.open_volume("v", guest=Guest("a client"))
     pool.core.sync()
+    pool.close()
+
+
+def test_a_data_device_that_still_fails_keeps_the_pool_shut(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written over pages that the kernel could not write."""
+    pool, volume = prepared(directory)
+    volume.pwrite(b"d" * BLOCK, 3 * BLOCK)
+    die(pool)
+
+    def fail(self: DataDevice) -> None:
+        raise DeviceError("no", errno.EIO)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataDevice, "flush", fail)
+        for _ in range(2):
+            with pytest.raises(DeviceError, match="no"):
+                Pool.open(directory)
+    pool, volume = opened(directory)
+    assert blocks(volume)[:4] == b"\0b\0\0"
+    with pytest.raises(LossNotAccepted):
+        pool.open_volume("v", guest=Guest("a client"))
     pool.close()
 
 

@@ -157,7 +157,8 @@ def test_an_error_told_at_an_opening_is_known_to_the_next(
     die(pool)
     with monkeypatch.context() as patch:
         patch.setattr(DataDevice, "flush", lambda self: fails_as_device())
-        die(Pool.open(directory))
+        with pytest.raises(DeviceError):
+            Pool.open(directory)
     pool = Pool.open(directory)
     refused(pool)
     served(pool, "w")

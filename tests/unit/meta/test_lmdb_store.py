@@ -1,9 +1,12 @@
 """What the pool's store does beyond the contract: files, other processes, full disks, damage."""
 
+import errno
+import os
 import random
 import resource
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from thinmeta.format.block import BLOCK_SIZE
 from thinmeta.store import lmdb_view
 from thinmeta.store.lmdb import LAYOUT_VERSION, LmdbStore
 from thinmeta.store.lmdb_file import translated, verify_pages
+from thinmeta.store.lmdb_room import RESERVE_BYTES, Room
 
 
 def filled(byte: int) -> bytes:
@@ -174,6 +178,83 @@ def test_a_full_disk_spoils_one_commit_alone(tmp_path: Path) -> None:
     store.close()
 
 
+def noisy(rnd: random.Random, numbers: Iterable[int]) -> dict[int, bytes]:
+    return {number: rnd.randbytes(4096) for number in numbers}
+
+
+def test_commits_find_room_that_was_made(tmp_path: Path) -> None:
+    """What deletes and changes a little neither lengthens the file nor fills a hole of it."""
+    path, rnd = tmp_path / "m", random.Random(3)
+    store = LmdbStore(path, create=True)
+    store.commit(noisy(rnd, range(1000)), (), {})
+    assert store.make_room()
+    before = path.stat()
+    for number in range(0, 400, 20):
+        store.commit(noisy(rnd, [number]), range(number + 1, number + 20), {("t", b"k"): b"v"})
+    after = path.stat()
+    assert (after.st_size, after.st_blocks) == (before.st_size, before.st_blocks)
+    store.close()
+    assert verify_pages(path) == []
+
+
+def test_room_is_made_behind_what_a_commit_writes(tmp_path: Path) -> None:
+    path, rnd = tmp_path / "m", random.Random(4)
+    store = LmdbStore(path, create=True)
+    for first in range(0, 3000, 500):
+        store.commit(noisy(rnd, range(first, first + 500)), (), {})
+        assert store.make_room()
+    store.close()
+    assert path.stat().st_size - len(used(path)) >= RESERVE_BYTES
+
+
+ON_A_FULL_DISK = """if True:
+    import random, resource, signal, sys
+    from pathlib import Path
+    from thinmeta.store.lmdb import LmdbStore
+    rnd = random.Random(1)
+    store = LmdbStore(Path(sys.argv[1]))
+    store.commit({number: rnd.randbytes(4096) for number in range(1000)}, (), {})
+    assert store.make_room()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limit = store.file_size()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    for number in range(0, 1000, 20):
+        store.commit({number: rnd.randbytes(4096)}, range(number + 1, number + 20), {})
+    print(sum(1 for _ in store.block_numbers()), store.file_size() == limit)
+    store.close()
+"""
+
+
+def test_what_is_erased_makes_room_on_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    LmdbStore(path, create=True).close()
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_FULL_DISK, path], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "50 True\n"
+    assert verify_pages(path) == []
+
+
+def test_room_that_cannot_be_synced_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(b"x" * 4096)
+    room = Room(path, 4096)
+
+    def failing(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing)
+        with pytest.raises(StoreError):
+            room.make(4096, 1 << 20)
+    assert path.stat().st_size == 4096
+    assert room.make(4096, 1 << 20)
+    assert path.stat().st_size >= 4096 + (1 << 20)
+    room.close()
+
+
 READER = """if True:
     import sys
     from pathlib import Path
@@ -266,6 +347,13 @@ def contents(store: LmdbStore) -> tuple[dict[int, bytes], dict[str, list[tuple[b
     )
 
 
+def used(path: Path) -> bytes:
+    """What LMDB uses of a file, without the room behind it."""
+    with raw(path, readonly=True) as env:
+        pages = env.info()["last_pgno"] + 1
+    return path.read_bytes()[: pages * 4096]
+
+
 def test_a_flipped_bit_anywhere_in_the_file_is_told_or_harmless(
     pool: Path, tmp_path: Path, seed: int
 ) -> None:
@@ -277,7 +365,7 @@ def test_a_flipped_bit_anywhere_in_the_file_is_told_or_harmless(
     told = 0
     for number in range(200):
         path = tmp_path / f"{number}"
-        content = bytearray(pool.read_bytes())
+        content = bytearray(used(pool))
         bit = rnd.randrange(len(content) * 8)
         content[bit // 8] ^= 1 << bit % 8
         path.write_bytes(content)
@@ -329,7 +417,7 @@ def test_what_is_no_store_cannot_be_checked(tmp_path: Path) -> None:
 
 
 def test_a_file_cut_short_is_told(pool: Path, tmp_path: Path) -> None:
-    content = pool.read_bytes()
+    content = used(pool)
     for length in range(4096, len(content), 12000):
         path = tmp_path / f"{length}"
         path.write_bytes(content[:length])

@@ -150,6 +150,7 @@ def test_a_closed_store_says_so(store: BlockStore) -> None:
         lambda: list(store.block_numbers()),
         store.tables,
         store.file_size,
+        store.make_room,
     ]
     for call in calls:
         with pytest.raises(Closed):
