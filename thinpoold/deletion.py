@@ -94,9 +94,9 @@ class Deletion:
     def go_on(self) -> None:
         """Delete, and commit, what is left of earlier deletions. Raises as `finish`."""
         with self._working:
-            pending = self._pending()
-            # Among them may be one whose command is about to commit it.
+            # Among those that are noted may be one whose command is about to commit it.
             self._core.flush()
+            pending = self._pending()
             for dev_id in pending:
                 self._delete(dev_id)
             self._core.flush()
@@ -105,12 +105,24 @@ class Deletion:
         with self._core.lock:
             return noted(self._core.metadata)
 
+    def _is_due(self, dev_id: int) -> bool:
+        """Whether a device's note is durable, and still there. Lock held.
+
+        A commit that failed may have taken the note back, and brought back the volume.
+        """
+        key, metadata = _key(dev_id), self._core.metadata
+        return metadata.committed_record(TABLE, key) is not None and (
+            metadata.record(TABLE, key) is not None
+        )
+
     def _delete(self, dev_id: int) -> int:
         core, metadata = self._core, self._core.metadata
         freed = 0
         at: Cursor | None = Cursor()
         while at is not None and not self._stopping:
             with core.settled(), core.changing():
+                if not self._is_due(dev_id):
+                    return freed
                 core.begin_change()
                 used = metadata.data_used
                 at = metadata.delete_some(dev_id, at)

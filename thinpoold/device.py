@@ -196,7 +196,7 @@ class DataDevice:
         An error of a file is kept for its file system as well, for whoever syncs that (syncfs(2),
         Linux 5.8). Of a block device nothing is kept that a process can ask for.
         """
-        why = "the daemon died while it waited for the data device, and a write may have failed"
+        why = "the daemon died, and a write of the data device may have failed"
         if not self.regular:
             raise DeviceError(f"{why}: a block device says so once")
         try:
@@ -219,6 +219,7 @@ class DataDevice:
         """
         self.failed = None
         self.flush()
+        self.writeout.forgive()
         pagecache.drop(self.fd)
 
     def _not_out(self, error: OSError) -> None:

@@ -33,6 +33,7 @@ from pathlib import Path
 from time import time
 from typing import Final
 
+from thinpoold import pagecache
 from thinpoold.boot import NO_BOOT, Boot, Since, current
 from thinpoold.errors import DeviceError, NoSpace
 from thinpoold.ledger_format import (
@@ -117,6 +118,8 @@ class Ledger:
         # OPEN ones a client had open in an earlier process.
         self._opened: set[bytes] = set()
         self._present: set[bytes] = set()
+        # Those that nobody has had open since `closed_unwritten`.
+        self._flushing: set[bytes] = set()
 
     # --- the process's life -----------------------------------------------------------------------
 
@@ -181,8 +184,7 @@ class Ledger:
         with self._lock:
             wanted = self._state | state if on else self._state & ~state
             if wanted != self._state:
-                self._state = wanted
-                self._put_pool()
+                self._put_state(wanted)
             if durable:
                 self._sync()
 
@@ -190,18 +192,16 @@ class Ledger:
     def syncing(self) -> Iterator[None]:
         """A call is under way that may be told of write errors. Raises `DeviceError`."""
         with self._lock:
+            if not self._syncing:
+                self._put_state(self._state | State.SYNCING)
             self._syncing += 1
-            if self._syncing == 1:
-                self._state |= State.SYNCING
-                self._put_pool()
         try:
             yield
         finally:
             with self._lock:
                 self._syncing -= 1
                 if not self._syncing:
-                    self._state = self._state & ~State.SYNCING | self._kept_state
-                    self._put_pool()
+                    self._put_state(self._state & ~State.SYNCING | self._kept_state)
 
     # --- volumes ----------------------------------------------------------------------------------
 
@@ -212,16 +212,15 @@ class Ledger:
             marks = entry.marks | Mark.WRITTEN
             if guest is not None:
                 marks |= Mark.OPEN | (Mark.NETWORK if guest.network else NO_MARK)
-            self._opened.add(uuid)
-            if guest is not None:
-                known = uuid in self._present and guest.name in (entry.name, bytes(16))
-                self._present.add(uuid)
-            else:
-                known = True
+            self._flushing.discard(uuid)
+            known = guest is None or (
+                uuid in self._present and guest.name in (entry.name, bytes(16))
+            )
             if known and marks == entry.marks:
+                self._opened.add(uuid)
                 return
             away = guest is not None and guest.network and Mark.NETWORK not in entry.marks
-            entry = replace(entry, marks=marks)
+            before, entry = entry, replace(entry, marks=marks)
             if guest is not None:
                 # A client that came by a name is the one to remember: another could have it.
                 name = guest.name if any(guest.name) else entry.name
@@ -229,7 +228,15 @@ class Ledger:
             self._put(entry)
             if away:
                 # A client elsewhere outlives a power cut here.
-                self._sync()
+                try:
+                    self._sync()
+                except BaseException:
+                    # Who tries again has it written, and synced, again.
+                    self._put(before)
+                    raise
+            self._opened.add(uuid)
+            if guest is not None:
+                self._present.add(uuid)
 
     def closed(self, uuid: bytes, *, comes_back: bool = False) -> None:
         """Nobody has the volume open any more; who `comes_back` is still remembered."""
@@ -240,7 +247,10 @@ class Ledger:
             self._present.discard(uuid)
             entry = self._entries.get(uuid)
             if entry is not None and not comes_back:
-                marks = entry.marks & ~(Mark.OPEN | Mark.NETWORK)
+                marks = entry.marks & ~Mark.OPEN
+                if Mark.WRITTEN not in marks:
+                    # Else a power cut could still take what a client elsewhere was answered.
+                    marks &= ~Mark.NETWORK
                 self._put(Entry(uuid, marks, entry.since))
 
     def entry(self, uuid: bytes) -> Entry:
@@ -284,20 +294,31 @@ class Ledger:
         with self._lock:
             return [one.uuid for one in self._entries.values() if Mark.WRITTEN in one.marks]
 
+    @property
+    def flushable(self) -> bool:
+        """Whether a flush would bring something to disk of a volume that nobody has open."""
+        with self._lock:
+            closed = self._entries.keys() - self._opened
+            return any(Mark.WRITTEN in self._entries[uuid].marks for uuid in closed)
+
     def closed_unwritten(self) -> list[bytes]:
         """Those of them that nobody has open: all that was written to them was written by now."""
         with self._lock:
             # Each round asks, and most volumes that are known are open.
             closed = self._entries.keys() - self._opened
-            return [uuid for uuid in closed if Mark.WRITTEN in self._entries[uuid].marks]
+            self._flushing = {one for one in closed if Mark.WRITTEN in self._entries[one].marks}
+            return list(self._flushing)
 
     def written(self, uuids: Iterable[bytes]) -> None:
         """A flush that began after `closed_unwritten` has brought to disk all that they hold."""
         with self._lock:
             for uuid in uuids:
-                if uuid not in self._opened and uuid in self._entries:
+                if uuid in self._flushing and uuid in self._entries:
                     entry = self._entries[uuid]
-                    self._put(replace(entry, marks=entry.marks & ~Mark.WRITTEN))
+                    marks = entry.marks & ~Mark.WRITTEN
+                    if Mark.OPEN not in marks:
+                        marks &= ~Mark.NETWORK
+                    self._put(replace(entry, marks=marks))
 
     def lose(self, uuids: Iterable[bytes]) -> None:
         """Something that was answered of these volumes is lost; durable. Raises `DeviceError`."""
@@ -306,6 +327,32 @@ class Ledger:
                 entry = self._entries.get(uuid, Entry(uuid))
                 self._put(replace(entry, marks=entry.marks | Mark.LOST, since=int(time())))
             self._sync()
+
+    def doubt(self, uuids: Iterable[bytes]) -> None:
+        """Marks may be missing: of each of these something may be lost, and a client may come back.
+
+        Durable. Raises `DeviceError`.
+        """
+        with self._lock:
+            for uuid in uuids:
+                entry = self._entries.get(uuid, Entry(uuid))
+                client = entry.client or "a client of which the note is lost"
+                marks = entry.marks | Mark.LOST | Mark.OPEN
+                self._put(replace(entry, marks=marks, since=int(time()), client=client))
+            self._sync()
+
+    def check_untold(self) -> None:
+        """Raise `DeviceError` if what an earlier process noted beside the pool may be missing.
+
+        That is where a write-back has failed on the file system of the ledger and the notes, and
+        nobody was told. `DataDevice.check_untold` has more.
+        """
+        if self._path is None or self._fd < 0:
+            return
+        try:
+            pagecache.sync_file_system(self._fd)
+        except OSError as error:
+            raise _failure(self._path, error) from None
 
     def accept(self, uuid: bytes) -> None:
         """An administrator has accepted the loss, and whoever had it open is not expected back."""
@@ -333,13 +380,21 @@ class Ledger:
         if slot is None and self._fd >= 0:
             if not self._free:
                 self._grow()
-            slot = self._slots[uuid] = self._free.pop()
-        self._entries[uuid] = entry
+            slot = self._free[-1]
         if slot is not None:
             self._write(packed(entry.pack(), self._uuid), slot * SLOT_BYTES)
+            if uuid not in self._slots:
+                self._slots[uuid] = self._free.pop()
+        # Not before it is written: who finds it here takes it for written.
+        self._entries[uuid] = entry
+
+    def _put_state(self, state: State) -> None:
+        """Write another state, and then remember it."""
+        self._write(packed(pack_pool(state, self._generation, self._boot), self._uuid), 0)
+        self._state = state
 
     def _put_pool(self) -> None:
-        self._write(packed(pack_pool(self._state, self._generation, self._boot), self._uuid), 0)
+        self._put_state(self._state)
 
     def _grow(self) -> None:
         """Make room for more slots, written and synced."""

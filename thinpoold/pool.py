@@ -53,7 +53,7 @@ from thinpoold.paths import PoolPaths, pool_paths
 from thinpoold.pool_record import PoolRecord
 from thinpoold.recent import RecentChanges
 from thinpoold.reclaim import Ranges
-from thinpoold.recovery import recover
+from thinpoold.recovery import doubt_data, recover
 from thinpoold.sizes import exact_size
 from thinpoold.volume import Volume
 from thinpoold.volumes import Registry, VolumeRecord
@@ -165,6 +165,8 @@ class Pool:
                 freed = recover(metadata, device, recent, ledger, losses, record.block_size)
                 if (serving or accepting) and not metadata.needs_check:
                     record = lives.advance(metadata, device, record, accepting=accepting)
+                if accepting:
+                    doubt_data(metadata, ledger, losses, record.block_size)
                 ledger.begin(boot.current(), metadata.generation)
                 recent.begin(metadata.generation)
                 undo.callback(recent.close)
@@ -180,6 +182,8 @@ class Pool:
                 read_only=read_only,
             )
             pool.core.reclaimer.add(freed)
+            if not read_only:
+                pool.core.make_metadata_room()
             if looking:
                 pool.core.modes.look()
                 pool.core.check_marked()
@@ -292,13 +296,14 @@ class Pool:
                 "lets clients open it again"
             )
         # Before it is answered: from here on it may be written.
+        absent = self.core.ledger.absent(record.uuid) is not None
         self.core.ledger.opened(record.uuid, guest)
         volume = self.core.volumes.get(record.uuid)
         if volume is None:
             try:
                 volume = Volume(self.core, record, self.registry.by_uuid)
             except BaseException:
-                self.core.ledger.closed(record.uuid)
+                self.core.ledger.closed(record.uuid, comes_back=absent)
                 raise
             self.core.volumes[record.uuid] = volume
         volume.clients += 1

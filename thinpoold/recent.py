@@ -179,7 +179,9 @@ class RecentChanges:
         except OSError as error:
             self._failed(error)
             # What cannot be overwritten must not be taken for a later transaction's.
-            self.erase()
+            self.close()
+            for path in self._paths:
+                path.unlink(missing_ok=True)
             return
         if self._files:
             self._start(generation)
@@ -264,13 +266,17 @@ class RecentChanges:
 
         Raises `OSError` if they cannot be read.
         """
-        for file in self._files:
-            if file.flushed and file.generation == generation:
+        found: list[Change] = []
+        for file in sorted(self._files, key=lambda file: file.generation):
+            if file.flushed and file.generation >= generation:
                 left = self._read(file)
                 if len(left.changes) < file.flushed:
                     raise _unreadable(file)
-                return list(left.changes[: file.flushed])
-        return []
+                found += left.changes[: file.flushed]
+                if file.flushed < file.noted:
+                    # What is on top counts only where all of this does.
+                    break
+        return found
 
     # --- going back -------------------------------------------------------------------------------
 
@@ -305,6 +311,9 @@ class RecentChanges:
 
     def vouch(self) -> None:
         """The data behind all that is held is durable; so is this then. Raises `OSError`."""
+        if not self._syncs:
+            # What that sync did not write no later one does.
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         # The older first: what is on top of it counts only where all of it does.
         for file in sorted(self._files, key=lambda file: file.generation):
             if file.noted != file.flushed:
@@ -313,7 +322,11 @@ class RecentChanges:
                 file.end += RECORD_BYTES
                 file.marks += 1
                 # Its size as well: it may have grown beyond the room that was made for marks.
-                os.fsync(file.fd)
+                try:
+                    os.fsync(file.fd)
+                except OSError:
+                    self._syncs = False
+                    raise
                 file.flushed, file.flushed_end = noted, file.end
 
     # --- transactions -----------------------------------------------------------------------------
@@ -349,11 +362,16 @@ class RecentChanges:
             os.close(self._files.pop().fd)
 
     def erase(self) -> None:
-        """Close, and remove the files, if all there is to know is committed, or was given up."""
-        self.close()
-        if not self._kept:
-            for path in self._paths:
+        """Close the files, and if all there is to know is committed, or was given up, have nothing
+        in them. They stay: a full disk would have no room for new ones.
+        """
+        files = {file.path: file.fd for file in self._files}
+        for path in self._paths if not self._kept else ():
+            try:
+                _put(files[path], bytes(RECORDS_AT), 0)
+            except (KeyError, OSError):
                 path.unlink(missing_ok=True)
+        self.close()
 
     def _put_end_of(self, file: _File, *, nothing: bool = False) -> None:
         flushed, at = (0, RECORDS_AT) if nothing else (file.flushed, file.flushed_end)

@@ -73,10 +73,16 @@ class Reclaimer:
                 todo, self._queue = self._queue, []
             if not todo:
                 return
-            self._synchronize()
-            for portion in _portions(todo, max(1, _PORTION_BYTES // self._block_size)):
-                self._punch(portion)
-                self._release(portion)
+            left = _portions(todo, max(1, _PORTION_BYTES // self._block_size))
+            try:
+                self._synchronize()
+                while left:
+                    self._punch(left[0])
+                    self._release(left[0])
+                    del left[0]
+            finally:
+                # Nobody else knows of them.
+                self.add([freed for portion in left for freed in portion])
 
     def _punch(self, portion: Ranges) -> None:
         if not self._can_punch or not self._passdown():

@@ -41,7 +41,7 @@ from thinmeta.thin import ThinMetadata
 from thinpoold import boot
 from thinpoold.boot import Since
 from thinpoold.device import DataDevice
-from thinpoold.errors import DeviceError, NotRecovered
+from thinpoold.errors import DeviceError, NoSpace, NotRecovered
 from thinpoold.ledger import NO_STATE, Ledger, Mark, State
 from thinpoold.losses import Loss, Losses
 from thinpoold.notes import Change, Leftover
@@ -83,7 +83,10 @@ def recover(
     since = _since(ledger)
     if ledger.found.died or leftovers:
         if since is not Since.OTHER:
-            error = _write_error(device, ledger)
+            doubt = _marks_error(ledger)
+            if doubt is not None:
+                lost.all(str(doubt))
+            error = _write_error(device, ledger) or doubt
             if error is not None:
                 lost.unwritten(str(error), leftovers)
                 _keep_flushed(recent, error)
@@ -145,6 +148,18 @@ def replay(
     return freed
 
 
+def doubt_data(metadata: ThinMetadata, ledger: Ledger, losses: Losses, block_size: int) -> None:
+    """Another data device was accepted: it may lack what clients were answered who come back.
+
+    Raises `DeviceError`.
+    """
+    lost = _Lost(Registry(metadata), ledger, losses, block_size)
+    lost.content(
+        [one.uuid for one in ledger.entries() if Mark.OPEN in one.marks],
+        "another data device was accepted as the pool's while a client had it open",
+    )
+
+
 class _Lost:
     """What an opening finds to be lost, noted as it is found. Each raises `DeviceError`."""
 
@@ -157,6 +172,16 @@ class _Lost:
         changes = [one for left in leftovers for one in left.changes[left.flushed :]]
         self._note({uuid: [] for uuid in self._ledger.unwritten()}, changes, why)
 
+    def all(self, why: str) -> None:
+        """Notes and marks may be missing: nobody can tell of which volume."""
+        uuids = [record.uuid for record in self._registry]
+        self._ledger.doubt(uuids)
+        self.content(uuids, why)
+
+    def content(self, uuids: Iterable[bytes], why: str) -> None:
+        """Anything of these volumes may be lost."""
+        self._note({uuid: [] for uuid in uuids}, (), why)
+
     def dropped(self, since: Since, leftovers: Iterable[Leftover]) -> None:
         """The machine has died, or may have."""
         if since is Since.UNKNOWN:
@@ -165,8 +190,7 @@ class _Lost:
                 {}, changes, "nobody can tell whether the machine was restarted since (a container)"
             )
         away = [one.uuid for one in self._ledger.entries() if Mark.NETWORK in one.marks]
-        why = "the machine was restarted while a client on another had it open"
-        self._note({uuid: [] for uuid in away}, (), why)
+        self.content(away, "the machine was restarted while a client on another had it open")
 
     def changes(self, changes: Iterable[Change], why: str) -> None:
         """These changes were answered, and cannot be made good."""
@@ -210,11 +234,21 @@ def _write_error(device: DataDevice, ledger: Ledger) -> DeviceError | None:
         device.flush()
         if State.FAILED in state:
             raise DeviceError("the data device had failed to write before the daemon ended")
-        if State.SYNCING in state:
+        if State.SYNCING in state or device.regular:
+            # A file may have been forgotten by the kernel since, and its error with it.
             device.check_untold()
     except DeviceError as error:
         device.fail(error)
         return error
+    return None
+
+
+def _marks_error(ledger: Ledger) -> DeviceError | None:
+    """Why the ledger and the notes are not to be relied on, None if they are."""
+    try:
+        ledger.check_untold()
+    except (DeviceError, NoSpace) as error:
+        return DeviceError(f"{error}, while the daemon could not be told: notes may be missing")
     return None
 
 
@@ -230,8 +264,9 @@ def _settle(ledger: Ledger, registry: Registry, since: Since) -> None:
     for entry in ledger.entries():
         if registry.by_uuid(entry.uuid) is None:
             ledger.remove(entry.uuid)
-        elif since is Since.OTHER:
-            # Those on this machine died with it; of the others the loss is noted.
+        elif since is Since.OTHER and (ledger.found.died or Mark.NETWORK not in entry.marks):
+            # Those on this machine died with it. Of the others the loss is noted, or nothing of
+            # theirs was lost, and they come back.
             ledger.forget(entry.uuid)
     ledger.written(ledger.closed_unwritten())
 

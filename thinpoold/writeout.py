@@ -142,6 +142,13 @@ class WriteOut:
         with self._changed:
             self._changed.notify_all()
 
+    def forgive(self) -> None:
+        """What was to be told until now is known: have the descriptor told, too."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError:
+            pass
+
     def close(self) -> None:
         """Close the descriptor; the thread has ended."""
         os.close(self._fd)

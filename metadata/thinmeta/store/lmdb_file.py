@@ -24,6 +24,9 @@ from thinmeta.errors import (
 )
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# At least what LMDB needs of its lock file.
+_LOCK_HEADER_BYTES: Final = 4096
+_READER_BYTES: Final = 64
 _DAMAGED: Final = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)
 
 
@@ -78,6 +81,26 @@ def file_size(path: Path) -> int:
         return path.stat().st_size
     except OSError as error:
         raise translated(error, path) from error
+
+
+def allocate_lock(path: Path, readers: int) -> None:
+    """Allocate all of the lock file of the file at `path`, for so many readers.
+
+    LMDB maps it, and makes it with a hole: whoever writes into that on a full disk gets SIGBUS.
+    Before LMDB opens it, for closing any descriptor of it gives up the process's locks. Where this
+    cannot be done, LMDB says what is wrong.
+    """
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(path.with_name(f"{path.name}-lock"), flags, 0o600)
+    except OSError:
+        return
+    try:
+        os.posix_fallocate(fd, 0, _LOCK_HEADER_BYTES + readers * _READER_BYTES)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
 
 
 def verify_pages(path: Path) -> list[str]:

@@ -13,6 +13,7 @@ from thinpoold import admin, boot, discard
 from thinpoold.errors import DeviceError, LossNotAccepted, NoSpace
 from thinpoold.ledger import Guest
 from thinpoold.notes import Change, Leftover
+from thinpoold.paths import pool_paths
 from thinpoold.pool import Pool, create_pool
 from thinpoold.recent import RecentChanges
 from thinpoold.settings import Settings
@@ -212,7 +213,8 @@ def test_answered_writes_and_discards_outlive_the_process(directory: Path) -> No
     assert blocks(volume) == b"a\0a\0\0b\0\0\0c" + bytes(6)
     assert not pool.metadata.dirty
     pool.close()
-    assert sorted(path.name for path in directory.iterdir() if "recent" in path.name) == []
+    left = RecentChanges(pool_paths(directory).recent, pool.record.uuid).leftovers()
+    assert left == []
 
 
 def test_a_broken_sharing_outlives_the_process_and_the_snapshot_is_untouched(
