@@ -35,7 +35,7 @@ from thinmeta.thin import Run, ThinMetadata
 from thinpoold.ahead import Taken
 from thinpoold.committer import INTERVAL_SECONDS, Committer, Timer
 from thinpoold.device import DataDevice
-from thinpoold.errors import ThinPoolError
+from thinpoold.errors import NoMetadataRoom, ThinPoolError
 from thinpoold.fastlib import Library
 from thinpoold.ledger import Ledger
 from thinpoold.losses import Losses
@@ -300,8 +300,9 @@ class Core:
     def reserve(self, volume: Volume, count: int) -> Taken:
         """Take up to `count` consecutive data blocks for a volume. Lock held.
 
-        Raises `NoDataSpace`, `Stopped`.
+        Raises `NoDataSpace`, `NoMetadataRoom`, `Stopped`.
         """
+        self.check_metadata_room()
         taken = volume.ahead.take(count)
         if taken is None:
             try:
@@ -324,6 +325,23 @@ class Core:
             count = min(count, room)
         volume.ahead.fill(*self.metadata.reserve(count))
         self._watch_low_water()
+
+    def check_metadata_room(self) -> None:
+        """Raise `NoMetadataRoom` unless the metadata may become larger. Lock held."""
+        if self.modes.mode is Mode.OUT_OF_METADATA_SPACE:
+            raise NoMetadataRoom(f"there is no room for more metadata: {self.modes.reason}")
+
+    def make_metadata_room(self) -> None:
+        """See to the room of coming commits. No round runs, or its leader calls this."""
+        try:
+            made = self.metadata.make_room()
+            why = "its file system has no room; delete or discard something, or make room on it"
+        except StoreError as error:
+            made, why = False, str(error)
+        if made:
+            self.modes.metadata_space_found()
+        else:
+            self.modes.out_of_metadata_space(f"metadata: {why}")
 
     def give_back_ahead(self) -> bool:
         """Give back what volumes have reserved ahead; whether that was anything. Lock held."""
@@ -407,11 +425,16 @@ class Core:
             with self.lock:
                 self.metadata.age(_IDLE_SECONDS)
             self.device.age()
+        if self.modes.mode is Mode.OUT_OF_METADATA_SPACE:
+            self.committer.alone(self.make_metadata_room)
         if self.suspended is not None:
             self._resume()
         elif not self.modes.lost_data:
             if self.device.failed is not None:
                 self.flush()
+            if self.ledger.flushable:
+                # A power cut must not take what a client was answered that has gone.
+                self.sync()
             self.commit_if_dirty()
 
     def _resume(self) -> None:

@@ -19,9 +19,9 @@ Thread-safety: any thread, outside the gate.
 from __future__ import annotations
 
 from thinpoold.errnos import NotFast
-from thinpoold.modes import Mode
 from thinpoold.provision import Payload
 from thinpoold.requests import Span, blocks_of, split
+from thinpoold.space import Waiters
 from thinpoold.volume import Volume
 
 # The gate is closed for so many blocks at a time.
@@ -37,18 +37,26 @@ def trim(volume: Volume, offset: int, count: int) -> None:
     unmap(volume, parts.begin, parts.end)
 
 
-def zero(volume: Volume, offset: int, count: int, *, may_trim: bool, fast: bool) -> None:
+def zero(
+    volume: Volume,
+    offset: int,
+    count: int,
+    *,
+    may_trim: bool,
+    fast: bool,
+    waiters: Waiters | None = None,
+) -> None:
     """Make a range of bytes read as zero. Raises as `Volume.pwrite`, and `NotFast`."""
     volume.check_change(offset, count)
     unmaps = may_trim and volume.core.settings.discard != "ignore"
     if fast:
         _check_fast(volume, offset, count, may_trim=may_trim, unmaps=unmaps)
     if not unmaps:
-        _write_zeroes(volume, Span(offset, count), keep_holes=may_trim)
+        _write_zeroes(volume, Span(offset, count), waiters, keep_holes=may_trim)
         return
     parts = split(offset, count, volume.core.block_size, volume.size)
     for edge in parts.edges:
-        _write_zeroes(volume, edge, keep_holes=True)
+        _write_zeroes(volume, edge, waiters, keep_holes=True)
     unmap(volume, parts.begin, parts.end)
 
 
@@ -71,7 +79,7 @@ def unmap(volume: Volume, begin: int, end: int) -> None:
             remove(volume, found, begin)
             core.recent.removed(volume.dev_id, found, begin)
         core.throttle()
-    if core.modes.mode is Mode.OUT_OF_DATA_SPACE:
+    if core.modes.full:
         # Writers wait for just this: do not let them wait for the second to pass.
         core.timer.kick()
 
@@ -101,14 +109,14 @@ def remove(volume: Volume, begin: int, end: int) -> None:
     volume.table.drop_range(begin, min(end, volume.table.blocks))
 
 
-def _write_zeroes(volume: Volume, span: Span, *, keep_holes: bool) -> None:
+def _write_zeroes(volume: Volume, span: Span, waiters: Waiters | None, *, keep_holes: bool) -> None:
     payload = Payload(None, span.length)
 
     def attempt() -> None:
         volume.check_writable()
         volume.write(payload, span.offset, keep_holes=keep_holes)
 
-    volume.request(attempt)
+    volume.request(attempt, waiters=waiters)
 
 
 def _check_fast(volume: Volume, offset: int, count: int, *, may_trim: bool, unmaps: bool) -> None:

@@ -95,6 +95,10 @@ class NoSpace(ThinPoolError):
     """No room for data or metadata."""
 
 
+class NoMetadataRoom(NoSpace):
+    """What is new cannot be committed; what is there can be deleted."""
+
+
 class PoolStopped(ThinPoolError):
     """The pool's mode does not allow it: read-only or failed."""
 

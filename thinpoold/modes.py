@@ -1,16 +1,19 @@
 """The pool's mode, dm-thin's: what still works after something went wrong.
 
-    write               everything
-    out-of-data-space   all but new blocks; those queue or fail, as the setting `on_full` says
-    read-only           reads alone; the last commit stands, and what came after it is lost
-    failed              nothing: not even the last commit can be read
+    write                   everything
+    out-of-data-space       all but new blocks; those queue or fail, as the setting `on_full` says
+    out-of-metadata-space   likewise, and no new volumes or snapshots
+    read-only               reads alone; the last commit stands, and what came after it is lost
+    failed                  nothing: not even the last commit can be read
 
 Invariants
 
-1. From `write` the mode goes to `out-of-data-space` and back. To `read-only` and `failed` it only
-   ever goes down, with the reason, and comes back when the pool is opened anew; from `read-only`
-   also when its cause has ended and nothing was lost (`resume`).
+1. From `write` the mode goes to `out-of-data-space` or `out-of-metadata-space`, and back. To
+   `read-only` and `failed` it only ever goes down, with the reason, and comes back when the pool is
+   opened anew; from `read-only` also when its cause has ended and nothing was lost (`resume`).
 2. Each change of the mode is logged, once.
+3. While a mode lasts in which the pool is full, one clock runs for all who wait: it started with
+   the mode.
 
 Thread-safety: any thread. `_changed` guards all attributes; `mode` may be read without it.
 """
@@ -38,10 +41,12 @@ class Mode(Enum):
 
     WRITE = "write"
     OUT_OF_DATA_SPACE = "out-of-data-space"
+    OUT_OF_METADATA_SPACE = "out-of-metadata-space"
     READ_ONLY = "read-only"
     FAILED = "failed"
 
 
+FULL_MODES = frozenset({Mode.OUT_OF_DATA_SPACE, Mode.OUT_OF_METADATA_SPACE})
 _SAFETY = {mode: rank for rank, mode in enumerate(Mode)}
 
 
@@ -63,6 +68,8 @@ class Modes:
         # A pool that was opened to be read has lost nothing: its flushes succeed.
         self.lost_data = False
         self._freed = 0
+        # Since when the pool is full, by the monotonic clock, in a mode in which it is.
+        self._full_since = 0.0
         self._ending = False
 
     def begin_read_only(self, reason: str, *, lost_data: bool = False) -> None:
@@ -79,7 +86,12 @@ class Modes:
     @property
     def takes_writes(self) -> bool:
         """Whether mapped blocks may be written."""
-        return self.mode is Mode.WRITE or self.mode is Mode.OUT_OF_DATA_SPACE
+        return self.mode is Mode.WRITE or self.mode in FULL_MODES
+
+    @property
+    def full(self) -> bool:
+        """Whether what needs space waits or fails."""
+        return self.mode in FULL_MODES
 
     def check_writable(self) -> None:
         """Raise `Stopped` unless the pool takes writes."""
@@ -120,15 +132,32 @@ class Modes:
 
     def out_of_space(self, reason: str) -> None:
         """There is no room for a new block."""
+        self._fill(Mode.OUT_OF_DATA_SPACE, reason)
+
+    def out_of_metadata_space(self, reason: str) -> None:
+        """There is no room for commits but for those that delete or discard."""
+        self._fill(Mode.OUT_OF_METADATA_SPACE, reason)
+
+    def _fill(self, mode: Mode, reason: str) -> None:
         with self._changed:
-            if self.mode is Mode.WRITE:
-                self._enter(Mode.OUT_OF_DATA_SPACE, reason)
+            if _SAFETY[mode] <= _SAFETY[self.mode]:
+                return
+            if not self.full:
+                self._full_since = monotonic()
+            self._enter(mode, reason)
 
     def space_found(self) -> None:
-        """There may be room again: waiting writers try."""
+        """There may be room for data again: waiting writers try."""
+        self._found(Mode.OUT_OF_DATA_SPACE)
+
+    def metadata_space_found(self) -> None:
+        """There is room for commits of all kinds again."""
+        self._found(Mode.OUT_OF_METADATA_SPACE)
+
+    def _found(self, mode: Mode) -> None:
         with self._changed:
             self._freed += 1
-            if self.mode is Mode.OUT_OF_DATA_SPACE:
+            if self.mode is mode:
                 self._enter(Mode.WRITE, "there is room again")
             self._changed.notify_all()
 
@@ -148,12 +177,13 @@ class Modes:
         return self._freed
 
     def wait_for_space(
-        self, seen: int, deadline: Callable[[], float | None], *, retry: bool = False
+        self, seen: int, patience: Callable[[], float | None], *, retry: bool = False
     ) -> None:
         """Wait until space was found since `seen` was taken from `freed`.
 
-        `deadline()` is the time (monotonic) to give up, None for never; with `retry`, returns after
-        a while in any case. Raises `NoSpace` at the deadline, `Stopped` when the pool stops.
+        `patience()` is for how many seconds the pool may have been full until whoever waits gives
+        up, None for ever; with `retry`, returns after a while in any case. Raises `NoSpace` when
+        that is over, `Stopped` when the pool stops.
         """
         with self._changed:
             give_up = monotonic() + RETRY_SECONDS if retry else None
@@ -161,7 +191,8 @@ class Modes:
                 self.check_writable()
                 if self._ending:
                     raise Stopped("the pool is full, and the daemon ends", errno.ESHUTDOWN)
-                now, end = monotonic(), deadline()
+                now, seconds = monotonic(), patience()
+                end = None if seconds is None else self._full_since + seconds
                 if end is not None and now >= end:
                     raise NoSpace(f"no room for a new block: {self.reason or 'the pool is full'}")
                 if give_up is not None and now >= give_up:

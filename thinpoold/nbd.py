@@ -33,6 +33,7 @@ from thinpoold.fastpath import Choice
 from thinpoold.pool import Pool
 from thinpoold.rotational import is_rotational as disk_turns
 from thinpoold.sizes import format_size, parse_size
+from thinpoold.space import Waiters
 from thinpoold.threadstate import Kept
 from thinpoold.threadstate import local as thread
 from thinpoold.volume import Volume
@@ -91,7 +92,7 @@ _runtime: runtime.Runtime
 class Connection:
     """One client's connection to one volume; `size` is the volume's when it was opened."""
 
-    __slots__ = ("kept", "opening", "read_only", "size", "volume")
+    __slots__ = ("kept", "opening", "read_only", "size", "volume", "waiters")
 
     def __init__(self, volume: Volume, size: int, read_only: bool, peer: access.Peer) -> None:
         self.volume = volume
@@ -99,6 +100,7 @@ class Connection:
         self.read_only = read_only
         self.opening = _pool.openers.add(volume.uuid, peer, read_only)
         self.kept = Kept()
+        self.waiters = Waiters(_runtime.threads)
 
 
 def reported(function: Callable[P, R]) -> Callable[P, R]:
@@ -348,7 +350,7 @@ def pwrite(h: Connection, buf: Any, offset: int, flags: int) -> None:
     if limiter is not None:
         limiter.pace(len(buf))
     try:
-        h.volume.pwrite(buf, offset)
+        h.volume.pwrite(buf, offset, h.waiters)
         if flags & _FUA:
             h.volume.core.sync()
     except Exception as error:
@@ -386,6 +388,7 @@ def zero(h: Connection, count: int, offset: int, flags: int) -> None:
         count,
         may_trim=bool(flags & _MAY_TRIM),
         fast=bool(flags & _FAST_ZERO),
+        waiters=h.waiters,
     )
     if flags & _FUA:
         h.volume.core.sync()

@@ -70,7 +70,7 @@ def write(volume: Volume, payload: Payload, offset: int, *, keep_holes: bool = F
 
     Returns how many bytes are done with; 0 when the first block can be written in place by now,
     which the table says then. With `keep_holes`, zeroes leave alone what is unmapped.
-    Raises `NoDataSpace`, `DeviceError`, `Stopped`, and failures of the metadata.
+    Raises `NoDataSpace`, `NoMetadataRoom`, `DeviceError`, `Stopped`, failures of the metadata.
     """
     core, size = volume.core, volume.core.block_size
     first = offset // size

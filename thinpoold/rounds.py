@@ -114,6 +114,7 @@ class Rounds:
             core.recent.committed()
             if core.recent.complete:
                 core.ledger.note(State.UNNOTED, on=False)
+        core.make_metadata_room()
         return freed
 
     def _flush_data(self) -> None:

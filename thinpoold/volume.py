@@ -33,13 +33,13 @@ from thinpoold.cells import Cell, Cells
 from thinpoold.core import Core, TransactionBroken
 from thinpoold.device import ZEROES
 from thinpoold.errnos import OutOfRange, ReadOnlyVolume
-from thinpoold.errors import DeviceError
+from thinpoold.errors import DeviceError, NoMetadataRoom
 from thinpoold.fastlib import FastVolume
 from thinpoold.gate import Gate
 from thinpoold.mapping_table import DATA_SHIFT, IN_PLACE, MappingTable
 from thinpoold.provision import Payload
 from thinpoold.ratelimit import Limiter, renewed
-from thinpoold.space import FULL, SpaceWait
+from thinpoold.space import FULL, SpaceWait, Waiters
 from thinpoold.volumes import VolumeRecord
 
 # A miss brings in the mappings of so many blocks from there on, as many as a leaf of the tree has,
@@ -173,8 +173,13 @@ class Volume:
                 gate.leave()
         self.request(lambda: self._read(memoryview(into), offset), writes=False)
 
-    def pwrite(self, data: memoryview | bytes | bytearray, offset: int) -> None:
-        """Write `data` at byte `offset`; durable after a flush."""
+    def pwrite(
+        self,
+        data: memoryview | bytes | bytearray,
+        offset: int,
+        waiters: Waiters | None = None,
+    ) -> None:
+        """Write `data` at byte `offset`; durable after a flush. `waiters` as for `request`."""
         count = len(data)
         if offset + count > self.size:
             raise self._out_of_range(offset, count, write=True)
@@ -201,7 +206,7 @@ class Volume:
                 return
             else:
                 done = provision.write(self, Payload(memoryview(data), count), offset)
-        except (NoDataSpace, TransactionBroken):
+        except (NoDataSpace, NoMetadataRoom, TransactionBroken):
             # The slow way waits for what is missing.
             pass
         except DeviceError as error:
@@ -217,14 +222,14 @@ class Volume:
         if done == count:
             self.core.throttle()
         else:
-            self._write_again(Payload(memoryview(data), count), offset)
+            self._write_again(Payload(memoryview(data), count), offset, waiters)
 
-    def _write_again(self, payload: Payload, offset: int) -> None:
+    def _write_again(self, payload: Payload, offset: int, waiters: Waiters | None) -> None:
         def attempt() -> None:
             self.check_writable()
             self.write(payload, offset)
 
-        self.request(attempt)
+        self.request(attempt, waiters=waiters)
 
     def check_writable(self) -> None:
         """Raise unless clients may write. Inside the gate, or with it closed, it stays true."""
@@ -238,13 +243,20 @@ class Volume:
         self.check_writable()
         self.core.modes.check_writable()
 
-    def request(self, attempt: Callable[[], None], *, writes: bool = True) -> None:
+    def request(
+        self,
+        attempt: Callable[[], None],
+        *,
+        writes: bool = True,
+        waiters: Waiters | None = None,
+    ) -> None:
         """Run `attempt` inside the gate, until it needs to wait for nothing any more.
 
-        Raises `NoSpace` when waiting for space was in vain, and what `attempt` raises.
+        Where a client asks, `waiters` are those of its connection that wait for space. Raises
+        `NoSpace` when waiting for space was in vain, and what `attempt` raises.
         """
         core = self.core
-        space = SpaceWait(core)
+        space = SpaceWait(core, waiters)
         while True:
             space.attempt()
             try:
@@ -256,6 +268,8 @@ class Volume:
                 break
             except NoDataSpace as error:
                 space.for_blocks(error)
+            except NoMetadataRoom as error:
+                space.for_metadata(error)
             except DeviceError as error:
                 if not writes:
                     raise

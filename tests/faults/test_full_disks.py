@@ -16,7 +16,7 @@ from tests.conftest import PoolMaker
 from tests.faults.mounts import SmallDisk, small_disk
 from tests.support.client import NbdClient, NbdError
 from tests.support.inflight import InflightClient, Pump
-from tests.support.pools import PoolRig, Refused
+from tests.support.pools import Refused
 from tests.support.tools import PATIENCE
 
 BLOCK = 65536
@@ -30,9 +30,17 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDisk]:
 
 
 @pytest.fixture
-def tiny_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDisk]:
-    with small_disk(tmp_path_factory.mktemp("m") / "d", "700K") as disk:
+def metadata_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDisk]:
+    """One that has room for a small pool's directory."""
+    with small_disk(tmp_path_factory.mktemp("m") / "d", "6M") as disk:
         yield disk
+
+
+def filled(disk: SmallDisk) -> Path:
+    """Fill the disk, with the file that is returned."""
+    filler = disk.path / "filler"
+    filler.write_bytes(bytes(disk.free()))
+    return filler
 
 
 def content(block: int) -> bytes:
@@ -74,39 +82,39 @@ def scatter(
 
 @pytest.mark.parametrize("how", ["by-itself", "stop", "kill"])
 def test_metadata_file_system_full(
-    tiny_disk: SmallDisk, new_pool: PoolMaker, tmp_path: Path, how: str
+    metadata_disk: SmallDisk, new_pool: PoolMaker, tmp_path: Path, how: str
 ) -> None:
-    """The pool becomes read-only and loses nothing; with more room it takes writes again."""
+    """The pool takes no new blocks and loses nothing; with more room it takes them again."""
     pool = new_pool(
-        "16G", directory=tiny_disk.path / "p", data=str(tmp_path / "data"), skip_zeroing=True
+        "16G",
+        directory=metadata_disk.path / "p",
+        data=str(tmp_path / "data"),
+        skip_zeroing=True,
+        on_full="error",
     )
     pool.create("vol", "1T")
     pool.create("early", "1M")
     with pool.connect("early") as client:
         client.write(0, b"durable", 1)
     answered: set[int] = set()
+    filled(metadata_disk)
     with pool.connect("vol") as client:
         trouble = scatter(client, random.Random(1), 200_000, answered)
         assert trouble is not None, "the metadata never filled the file system"
-        assert trouble.errno in (errno.ENOSPC, errno.EIO, errno.EPERM)
-        status = pool.status()
-        assert status["mode"] == "read-only"
-        with pytest.raises(NbdError):
-            client.write(0, b"no")
-        # What was answered is durable, if not as a commit.
+        assert trouble.errno == errno.ENOSPC
+        assert pool.status()["mode"] == "out-of-metadata-space"
         client.flush()
     with pool.connect("early") as client:
         assert client.read(0, 7) == b"durable"
     with pytest.raises(Refused):
         pool.create("more", "1M")
-    assert pool.check() == [], "the last commit is whole, also before the repair"
+    assert pool.check() == []
 
     if how == "kill":
         pool.kill()
     elif how == "stop":
-        with pytest.raises(Refused, match="its last commit failed"):
-            pool.stop()
-    tiny_disk.resize("64M")
+        pool.stop()
+    metadata_disk.resize("64M")
     if how == "by-itself":
         deadline = time.monotonic() + PATIENCE
         while pool.status()["mode"] != "write":
@@ -123,29 +131,91 @@ def test_metadata_file_system_full(
         assert scatter(client, random.Random(2), 100) is None
 
 
-def create_until_refused(pool: PoolRig, made: list[str]) -> None:
-    """Makes volumes, and notes their names in `made`, until one is refused."""
-    for number in range(500):
-        pool.create(f"v{number}", "1M")
-        made.append(f"v{number}")
-
-
-def test_no_room_for_the_metadata_of_a_verb(
-    disk: SmallDisk, new_pool: PoolMaker, tmp_path: Path
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_no_room_for_metadata_is_no_end(
+    metadata_disk: SmallDisk, new_pool: PoolMaker, tmp_path: Path, restarted: bool
 ) -> None:
-    """A verb that cannot be committed is not done, and says so."""
-    pool = new_pool("16G", directory=disk.path / "p", data=str(tmp_path / "data"))
-    pool.create("vol", "1M")
-    (disk.path / "filler").write_bytes(bytes(disk.free()))
-    made: list[str] = []
-    with pytest.raises(Refused, match=r"(?i)space|room"):
-        create_until_refused(pool, made)
-    assert set(pool.volumes()) == {"vol", *made}
+    """What is new is refused; what is there can be written, discarded and deleted, and that ends by
+    itself when there is room."""
+    pool = new_pool(
+        "16G", directory=metadata_disk.path / "p", data=str(tmp_path / "data"), on_full="error"
+    )
+    for name in ("vol", "first", "second"):
+        pool.create(name, "1G")
+        with pool.connect(name) as client:
+            for block in range(0, 400, 2):
+                client.write(block * BLOCK, content(block))
+            client.flush()
+    pool.create("sparse", "1T")
+    filler = filled(metadata_disk)
+    with pool.connect("sparse") as client:
+        trouble = scatter(client, random.Random(1), 200_000)
+        assert trouble is not None
+        assert trouble.errno == errno.ENOSPC
+    used = pool.status()["data"]["used"]
+    assert pool.status()["mode"] == "out-of-metadata-space"
+    if restarted:
+        pool.stop()
+        pool.start()
+        assert pool.status()["mode"] == "out-of-metadata-space"
+    with pytest.raises(Refused, match="no room for more metadata"):
+        pool.create("more", "1M")
+    with pytest.raises(Refused, match="no room for more metadata"):
+        pool.snapshot("vol", "s")
+    pool.delete("first")
+    with pool.connect("vol") as client:
+        client.write(0, b"in place")
+        client.trim(2 * BLOCK, BLOCK)
+        client.flush()
+        with pytest.raises(NbdError):
+            client.write(15000 * BLOCK, b"new")
+        assert client.read(0, 8) == b"in place"
+        assert client.read(2 * BLOCK, BLOCK) == bytes(BLOCK)
+    pool.delete("second")
+    assert pool.status()["data"]["used"] < used
+    assert pool.check() == []
     pool.kill()
-    (disk.path / "filler").unlink()
     pool.start()
-    assert set(pool.volumes()) == {"vol", *made}
+    with pool.connect("vol") as client:
+        assert client.read(0, 8) == b"in place"
+    assert set(pool.volumes()) == {"vol", "sparse"}
+    filler.unlink()
+    deadline = time.monotonic() + PATIENCE
+    while pool.status()["mode"] != "write":
+        assert time.monotonic() < deadline, "it does not find out that there is room"
     pool.create("after", "1M")
+    with pool.connect("vol") as client:
+        client.write(15000 * BLOCK, b"new")
+
+
+def test_a_pool_that_shares_a_full_disk_with_its_data_is_emptied_by_deleting(
+    tmp_path: Path, new_pool: PoolMaker
+) -> None:
+    """The trap was that freeing space needed space: data and metadata fill one file system."""
+    with small_disk(tmp_path / "d", "16M") as disk:
+        pool = new_pool("1G", directory=disk.path / "p", on_full="error")
+        for name in ("keep", "drop"):
+            pool.create(name, "1G")
+        with pool.connect("keep") as client:
+            for block in range(20):
+                client.write(block * BLOCK, content(block))
+            client.flush()
+        with pool.connect("drop") as client:
+            _, number = write_until_refused(client, 16000)
+            assert number == errno.ENOSPC
+        filled(disk)
+        pool.delete("drop")
+        deadline = time.monotonic() + PATIENCE
+        while pool.status()["mode"] != "write":
+            assert time.monotonic() < deadline, "deleting gave nothing back"
+        with pool.connect("keep") as client:
+            for block in range(20, 40):
+                client.write(block * BLOCK, content(block))
+            client.flush()
+            for block in range(40):
+                assert client.read(block * BLOCK, BLOCK) == content(block)
+        pool.stop()
+        assert pool.check() == []
 
 
 def test_data_file_system_full(disk: SmallDisk, new_pool: PoolMaker) -> None:
@@ -177,7 +247,9 @@ def test_data_file_system_full(disk: SmallDisk, new_pool: PoolMaker) -> None:
 
 def test_data_file_system_full_with_a_queue(disk: SmallDisk, new_pool: PoolMaker) -> None:
     """Nobody tells the pool when there is room: it tries again, and the write goes through."""
-    pool = new_pool("64M", data=str(disk.path / "data"), on_full="queue")
+    pool = new_pool("64M", data=str(disk.path / "data"), on_full="queue", start=False)
+    # A thread that serves a connection alone never waits.
+    pool.start("--threads", "8")
     pool.create("vol", "32M")
     pump = Pump()
     writer = InflightClient(pool.socket, "vol")

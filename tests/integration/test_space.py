@@ -157,9 +157,42 @@ def test_a_discard_ends_out_of_space(new_pool: PoolMaker) -> None:
         assert client.read(128 * BLOCK, 2) == b"x\0"
 
 
+def queueing(new_pool: PoolMaker, size: str, **options: str | bool) -> PoolRig:
+    """A pool whose connections have threads that can wait: one that is alone never does."""
+    pool = new_pool(size, start=False, on_full="queue", **options)
+    pool.start("--threads", "8")
+    return pool
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_requests_that_wait_hold_up_no_others(new_pool: PoolMaker, threads: int) -> None:
+    """On one connection: what needs space waits, but for the last thread's; the rest goes on."""
+    pool = new_pool("8M", start=False, on_full="queue", full_timeout="0")
+    pool.start("--threads", str(threads))
+    fill(pool, 128)
+    pump = Pump()
+    client = InflightClient(pool.socket, "full")
+    pump.clients.append(client)
+    writes: list[int] = []
+    others: list[int] = []
+    for block in range(128, 133):
+        client.write(block * BLOCK, b"q" * 512, 0, writes.append)
+    client.write(0, b"in place", 0, others.append)
+    client.flush(others.append)
+    while len(others) < 2:
+        pump.turn()
+    assert others == [0, 0]
+    assert writes == [errno.ENOSPC] * (5 - (threads - 1))
+    assert pool.status()["mode"] == "out-of-data-space"
+    pool.cli("grow", "--size", "9M")
+    pump.drain()
+    assert sorted(writes) == [0] * (threads - 1) + [errno.ENOSPC] * (5 - (threads - 1))
+    client.close()
+
+
 def test_out_of_space_with_queue(new_pool: PoolMaker) -> None:
     """Writes wait, others go on, and growing lets them through."""
-    pool = new_pool("8M", on_full="queue")
+    pool = queueing(new_pool, "8M")
     fill(pool, 128)
     pump = Pump()
     writer = InflightClient(pool.socket, "full")
@@ -186,7 +219,7 @@ def test_out_of_space_with_queue(new_pool: PoolMaker) -> None:
 
 
 def test_a_queue_does_not_wait_for_ever(new_pool: PoolMaker) -> None:
-    pool = new_pool("8M", on_full="queue", full_timeout="1")
+    pool = queueing(new_pool, "8M", full_timeout="1")
     fill(pool, 128)
     with pool.connect("full") as client:
         with pytest.raises(NbdError) as caught:
@@ -195,7 +228,7 @@ def test_a_queue_does_not_wait_for_ever(new_pool: PoolMaker) -> None:
 
 
 def test_changing_the_setting_while_writes_wait(new_pool: PoolMaker) -> None:
-    pool = new_pool("8M", on_full="queue")
+    pool = queueing(new_pool, "8M")
     fill(pool, 128)
     pump = Pump()
     writer = InflightClient(pool.socket, "full")
@@ -218,7 +251,7 @@ def await_pump(pool: PoolRig, pump: Pump) -> None:
 
 
 def test_a_stop_does_not_wait_for_queued_writes(new_pool: PoolMaker) -> None:
-    pool = new_pool("8M", on_full="queue", full_timeout="0")
+    pool = queueing(new_pool, "8M", full_timeout="0")
     fill(pool, 128)
     pump = Pump()
     writer = InflightClient(pool.socket, "full")
@@ -248,7 +281,7 @@ def test_a_full_pool_can_be_opened_and_emptied(new_pool: PoolMaker) -> None:
 
 
 def test_growing_while_it_is_written(new_pool: PoolMaker) -> None:
-    pool = new_pool("4M", on_full="queue")
+    pool = queueing(new_pool, "4M")
     pool.create("vol", "20M")
     pump = Pump()
     writer = InflightClient(pool.socket, "vol")

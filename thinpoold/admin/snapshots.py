@@ -31,7 +31,7 @@ def snapshot(
     `force` takes names by which clients have other volumes open.
 
     Raises `NoSuchVolume`, `VolumeExists`, `InvalidName`, `NoSpace` where a reservation could not be
-    kept, `NoMetadataSpace` where the format has no room for more.
+    kept, or there is no room for more metadata, `NoMetadataSpace` where the format has none.
     """
     names = [name for _, name in pairs]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -43,6 +43,7 @@ def snapshot(
             pool.check_name(name, force=force)
         origins = [pool.registry.get(origin) for origin, _ in pairs]
         _check_reservations(pool, origins)
+        pool.core.check_metadata_room()
         pool.metadata.check_room(devices=len(names), snapshots=len(names))
         begin()
         for origin, name in zip(origins, names, strict=True):

@@ -37,6 +37,7 @@ def create(
     blocks = -(-reserve // core.block_size)
     with pool.changing() as begin:
         pool.check_name(name, force=force)
+        core.check_metadata_room()
         pool.metadata.check_room(devices=1, snapshots=0)
         if blocks:
             core.give_back_ahead()

@@ -40,7 +40,13 @@ from thinmeta.errors import (
 )
 from thinmeta.format.block import BLOCK_SIZE
 from thinmeta.store import codec
-from thinmeta.store.lmdb_file import file_size, translated, translated_commit, verify_pages
+from thinmeta.store.lmdb_file import (
+    allocate_lock,
+    file_size,
+    translated,
+    translated_commit,
+    verify_pages,
+)
 from thinmeta.store.lmdb_room import RESERVE_BYTES, Room
 from thinmeta.store.lmdb_view import (
     BLOCKS,
@@ -281,6 +287,7 @@ def _open_env(path: Path, create: bool, read_only: bool, map_size: int) -> Any:
                 raise Corrupt("store", str(path), "is empty")
         elif not create:
             raise StoreError(errno.ENOENT, f"there is no {path}")
+        allocate_lock(path, _MAX_READERS)
         return lmdb.open(
             str(path),
             subdir=False,

@@ -29,7 +29,8 @@ from thinmeta.store.lmdb_file import FULL, translated
 
 #: Bytes that there always should be room for: some commits that delete or discard.
 RESERVE_BYTES: Final = 2 << 20
-#: The file grows by an eighth of itself, but by no more than so many bytes, beside what is needed.
+#: Beside what is needed, the file grows by an eighth of itself, within these bounds, in bytes.
+_LEAST_STEP: Final = 512 << 10
 _MOST_STEP: Final = 64 << 20
 _ZEROES: Final = bytes(1 << 20)
 
@@ -63,7 +64,7 @@ class Room:
             size = os.fstat(self._fd).st_size
             if size - used >= wanted:
                 return True
-            step = min(max(RESERVE_BYTES, used // 8), _MOST_STEP)
+            step = min(max(_LEAST_STEP, used // 8), _MOST_STEP)
             # Where there is no room for a step there may be for what is wanted.
             return self._grow(size, used + wanted + step) or self._grow(size, used + wanted)
         except OSError as error:
@@ -75,6 +76,10 @@ class Room:
 
     def _grow(self, size: int, wanted: int) -> bool:
         """Write zeroes from `size` to `wanted`, and sync them; False if the disk is full."""
+        facts = os.fstatvfs(self._fd)
+        if facts.f_bavail * facts.f_frsize < wanted - size:
+            # Others on the disk would find it full for a moment.
+            return False
         try:
             at = size
             while at < wanted:

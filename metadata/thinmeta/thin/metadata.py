@@ -123,6 +123,13 @@ class ThinMetadata(Facts):
         if devices and len(self._devices.ids()) + devices > MAX_DEVICE_ID + 1:
             raise NoMetadataSpace(f"the format allows {MAX_DEVICE_ID + 1} volumes in a pool")
 
+    def make_room(self) -> bool:
+        """Have room in the store for some commits that delete or discard; False if there is none.
+
+        While no commit is written. Raises `StoreError`.
+        """
+        return self._store.make_room()
+
     def create_thin(self, dev_id: int) -> None:
         """A new device without mappings.  Raises `AlreadyExists`, `ValueError`."""
         self._devices.check_unused(dev_id)
@@ -251,6 +258,10 @@ class ThinMetadata(Facts):
     def record(self, table: str, key: bytes) -> bytes | None:
         """A record as the open transaction has it."""
         return self._tm.record(table, key)
+
+    def committed_record(self, table: str, key: bytes) -> bytes | None:
+        """A record as the last commit has it."""
+        return self._store.record(table, key)
 
     def records(self, table: str) -> Iterator[tuple[bytes, bytes]]:
         """All records of a table as the open transaction has them, in the order of their keys."""

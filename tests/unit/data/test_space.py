@@ -8,12 +8,15 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.data.rigs import BLOCK, PATIENCE, Rig, finish, read, spin, threads
+from thinmeta.errors import StoreError
+from thinmeta.thin import ThinMetadata
 from thinpoold import admin, discard
 from thinpoold.errnos import errno_of
 from thinpoold.errors import NoSpace
 from thinpoold.modes import Mode
 from thinpoold.reservations import Reservations
 from thinpoold.settings import Settings
+from thinpoold.space import Waiters
 from thinpoold.volume import Volume
 
 
@@ -79,18 +82,133 @@ def test_with_queue_a_write_waits_until_there_is_room(rig: Rig, way: str) -> Non
     assert read(volume, 0, 3 * BLOCK) == bytes(100) + b"x" * (2 * BLOCK) + bytes(BLOCK - 100)
 
 
-def test_a_queued_write_gives_up_after_the_timeout(
+class Clock:
+    """The monotonic clock of the modes: it stands still until a test says otherwise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("thinpoold.modes.monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_all_who_wait_give_up_when_the_pool_has_been_full_for_the_timeout(
+    new_rig: Callable[..., Rig], clock: Clock
+) -> None:
+    """One clock, the pool's: who comes late waits for what is left of it, and then for nothing."""
+    rig = new_rig(settings=Settings(full_timeout=60))
+    filler = fill(rig)
+    volume = rig.create()
+    with threads() as pool:
+        early = pool.submit(volume.pwrite, b"x", 0)
+        spin(lambda: waits_for_space(rig))
+        clock.now += 59
+        late = pool.submit(volume.pwrite, b"x", BLOCK)
+        zero = pool.submit(discard.zero, volume, 2 * BLOCK, 10, may_trim=False, fast=False)
+        spin(lambda: len(vars(rig.pool.core.modes._changed)["_waiters"]) == 3)
+        clock.now += 2
+        rig.pool.core.modes.settings_changed()
+        for writing in (early, late, zero):
+            with pytest.raises(NoSpace):
+                writing.result(PATIENCE)
+    # Nobody waits any more, until there is space.
+    for offset in range(0, 4 * BLOCK, BLOCK):
+        with pytest.raises(NoSpace):
+            volume.pwrite(b"x", offset)
+    assert not waits_for_space(rig)
+    discard.trim(filler, 0, BLOCK)
+    volume.pwrite(b"x", 0)
+    with threads() as pool:
+        writing = pool.submit(volume.pwrite, b"x", BLOCK)
+        spin(lambda: waits_for_space(rig))
+        clock.now += 61
+        rig.pool.core.modes.settings_changed()
+        with pytest.raises(NoSpace):
+            writing.result(PATIENCE)
+
+
+@pytest.mark.parametrize("served_by", [1, 2, 3])
+def test_one_thread_of_a_connection_never_waits_for_space(rig: Rig, served_by: int) -> None:
+    fill(rig)
+    volume, other = rig.create(), Waiters(2)
+    waiters = Waiters(served_by)
+    with threads() as pool:
+        waiting = [
+            pool.submit(volume.pwrite, b"x", number * BLOCK, waiters)
+            for number in range(served_by - 1)
+        ]
+        # Another connection's are its own.
+        waiting.append(pool.submit(volume.pwrite, b"x", 8 * BLOCK, other))
+        spin(lambda: len(vars(rig.pool.core.modes._changed)["_waiters"]) == served_by)
+        for _ in range(2):
+            with pytest.raises(NoSpace, match="no other thread"):
+                volume.pwrite(b"x", 9 * BLOCK, waiters)
+            with pytest.raises(NoSpace, match="no other thread"):
+                discard.zero(volume, 0, 10, may_trim=False, fast=False, waiters=waiters)
+        admin.grow(rig.pool, 80 * BLOCK)
+        finish(*waiting)
+        # Those that waited wait no more.
+        volume.pwrite(b"x" * (10 * BLOCK), 0, waiters)
+
+
+def test_without_room_for_metadata_what_is_there_can_be_used_and_deleted(
     new_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig = new_rig(settings=Settings(full_timeout=3600))
-    fill(rig)
-    volume = rig.create()
-    # The clock of the waiting: an hour has passed whenever it is asked again.
-    clock = iter(range(0, 10**9, 3600))
-    monkeypatch.setattr("thinpoold.modes.monotonic", lambda: float(next(clock)))
-    monkeypatch.setattr("thinpoold.space.monotonic", lambda: float(next(clock)))
-    with pytest.raises(NoSpace):
-        volume.pwrite(b"x", 0)
+    rig = new_rig(settings=Settings(on_full="error"))
+    volume = rig.create("v")
+    rig.create("other").pwrite(b"o" * BLOCK, 0)
+    volume.pwrite(b"a" * (2 * BLOCK), 0)
+    monkeypatch.setattr(ThinMetadata, "make_room", lambda self: False)
+    rig.pool.commit()
+    assert mode(rig) is Mode.OUT_OF_METADATA_SPACE
+    for refused in (
+        lambda: volume.pwrite(b"x", 5 * BLOCK),
+        lambda: admin.create(rig.pool, "new", BLOCK),
+        lambda: admin.snapshot(rig.pool, [["v", "s"]]),
+    ):
+        with pytest.raises(NoSpace, match="metadata"):
+            refused()
+    volume.pwrite(b"b", 0)
+    discard.trim(volume, BLOCK, BLOCK)
+    rig.pool.close_volume(rig.pool.core.volumes[rig.pool.registry.get("other").uuid])
+    admin.delete(rig.pool, ["other"])
+    rig.pool.commit()
+    assert read(volume, 0, 2 * BLOCK) == b"b" + b"a" * (BLOCK - 1) + bytes(BLOCK)
+    assert {record.name for record in rig.pool.registry} == {"v"}
+    assert mode(rig) is Mode.OUT_OF_METADATA_SPACE
+
+
+def test_who_waits_for_metadata_room_goes_on_by_itself(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = rig.create("v")
+    volume.pwrite(b"x", BLOCK)
+    with monkeypatch.context() as patch, threads() as pool:
+        patch.setattr(ThinMetadata, "make_room", lambda self: False)
+        rig.pool.commit()
+        writing = pool.submit(volume.pwrite, b"x", 0)
+        spin(lambda: waits_for_space(rig))
+        # Data blocks are not what is missing.
+        rig.pool.core.modes.space_found()
+        assert mode(rig) is Mode.OUT_OF_METADATA_SPACE
+        patch.undo()
+        rig.pool.core._tick()
+        finish(writing)
+    assert mode(rig) is Mode.WRITE
+
+
+def test_a_store_that_cannot_make_room_says_why(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: ThinMetadata) -> bool:
+        raise StoreError(errno.EIO, "metadata.lmdb: Input/output error")
+
+    rig.create("v").pwrite(b"x", 0)
+    monkeypatch.setattr(ThinMetadata, "make_room", fail)
+    rig.pool.commit()
+    assert mode(rig) is Mode.OUT_OF_METADATA_SPACE
+    assert "metadata.lmdb: Input/output error" in rig.pool.core.modes.reason
 
 
 def test_space_that_a_commit_frees_is_found_without_waiting(
