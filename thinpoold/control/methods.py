@@ -155,8 +155,8 @@ METHODS: dict[str, Method] = {
         Method(
             "status",
             "Say how the pool is: its mode, space, transaction, volumes and clients.",
-            "`name`, `uuid`, `running`, `mode` (`write`, `out-of-data-space`, `read-only` or "
-            "`failed`), `reason` (why it is in this mode, or empty), `needs_check`, `pid`, `uri`, "
+            "`name`, `uuid`, `running`, `mode` (`write`, `out-of-data-space`, "
+            "`out-of-metadata-space`, `read-only` or `failed`), `reason` (why it is in this mode, or empty), `needs_check`, `pid`, `uri`, "
             "`control_socket`, `transaction_id`, `block_size`, `data` (`path`, `size`, `used`), "
             "`cache` (`page` or `bufio`, the one in effect), `metadata` (`size`, `used`, "
             "`file_size`), `memory` (`resident`, `metadata_cache`, `data_cache`, `mapping_tables`, "
