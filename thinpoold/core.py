@@ -40,6 +40,7 @@ from thinpoold.fastlib import Library
 from thinpoold.ledger import Ledger
 from thinpoold.losses import Losses
 from thinpoold.modes import Mode, Modes, Stopped
+from thinpoold.pinned import Pinned
 from thinpoold.recent import RecentChanges
 from thinpoold.reclaim import Ranges, Reclaimer
 from thinpoold.reservations import Reservations
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 
 SECTOR = 512
 _AGE_TICKS = 30
+_READER_TICKS = 5
 _IDLE_SECONDS = 300.0
 
 
@@ -106,6 +108,7 @@ class Core:
         self.suspended: Exception | None = None
         # How often the open transaction was abandoned: a change from before is in no commit.
         self.times_gone_back = 0
+        self.pinned = Pinned()
         self._resuming = _Patience()
         self._rounds = Rounds(self)
         self.committer = Committer(self._rounds.run)
@@ -334,8 +337,11 @@ class Core:
     def make_metadata_room(self) -> None:
         """See to the room of coming commits. No round runs, or its leader calls this."""
         try:
-            made = self.metadata.make_room()
-            why = "its file system has no room; delete or discard something, or make room on it"
+            why = self.pinned.why()
+            made = not why and self.metadata.make_room()
+            why = why or (
+                "its file system has no room; delete or discard something, or make room on it"
+            )
         except StoreError as error:
             made, why = False, str(error)
         if made:
@@ -425,6 +431,8 @@ class Core:
             with self.lock:
                 self.metadata.age(_IDLE_SECONDS)
             self.device.age()
+        if self.ticks % _READER_TICKS == 0:
+            self._look_at_readers()
         if self.modes.mode is Mode.OUT_OF_METADATA_SPACE:
             self.committer.alone(self.make_metadata_room)
         if self.suspended is not None:
@@ -436,6 +444,12 @@ class Core:
                 # A power cut must not take what a client was answered that has gone.
                 self.sync()
             self.commit_if_dirty()
+
+    def _look_at_readers(self) -> None:
+        try:
+            self.pinned.look(self.metadata)
+        except StoreError as error:
+            log.warning("readers of the metadata: %s", error)
 
     def _resume(self) -> None:
         """Take writes again, if what made that impossible has ended."""

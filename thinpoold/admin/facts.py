@@ -8,6 +8,7 @@ Thread-safety: any thread.
 
 from __future__ import annotations
 
+import os
 import uuid as uuids
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from thinmeta.errors import NotFound
 from thinmeta.format.block import BLOCK_SIZE
 from thinmeta.thin import ThinMetadata
+from thinpoold.core import Core
 from thinpoold.deletion import noted
 from thinpoold.errors import NoSuchVolume
 from thinpoold.pool import Pool
@@ -46,6 +48,7 @@ def status(pool: Pool) -> Fact:
                 "size": metadata.metadata_blocks * BLOCK_SIZE,
                 "used": metadata.metadata_used * BLOCK_SIZE,
                 "file_size": file_size,
+                "reader": _reader(core),
             },
             "volumes": len(pool.registry),
             "lost": sorted(one.name for one in pool.registry if core.ledger.lost(one.uuid)),
@@ -53,6 +56,14 @@ def status(pool: Pool) -> Fact:
             "clients": sum(pool.clients(record.uuid) for record in pool.registry),
             "fastpath": core.fastpath is not None,
         }
+
+
+def _reader(core: Core) -> Fact | None:
+    """Who reads an old commit in another process, and what that costs; None if nobody does."""
+    pinned = core.pinned
+    if pinned.reader is None or pinned.reader.pid == os.getpid():
+        return None
+    return {"pid": pinned.reader.pid, "cost": pinned.cost}
 
 
 def data_space(pool: Pool) -> Fact:

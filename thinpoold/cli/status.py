@@ -47,6 +47,10 @@ def _text(status: dict[str, Any]) -> str:
         ("volumes", _volumes(status["volumes"], status["deleting"])),
         ("clients", str(status["clients"])),
     ]
+    reader = metadata["reader"]
+    if reader is not None and reader["cost"]:
+        cost = output.size(reader["cost"])
+        rows.append(("reader", f"process {reader['pid']} keeps {cost} of metadata.lmdb in use"))
     if status["lost"]:
         names = ", ".join(status["lost"])
         rows.append(("not served", f"{names}: something is lost; see 'thinpool accept-loss'"))

@@ -156,10 +156,13 @@ METHODS: dict[str, Method] = {
             "status",
             "Say how the pool is: its mode, space, transaction, volumes and clients.",
             "`name`, `uuid`, `running`, `mode` (`write`, `out-of-data-space`, "
-            "`out-of-metadata-space`, `read-only` or `failed`), `reason` (why it is in this mode, or empty), `needs_check`, `pid`, `uri`, "
-            "`control_socket`, `transaction_id`, `block_size`, `data` (`path`, `size`, `used`), "
+            "`out-of-metadata-space`, `read-only` or `failed`), `reason` (why it is in this mode, "
+            "or empty), `needs_check`, `pid`, `uri`, `control_socket`, `transaction_id`, "
+            "`block_size`, `data` (`path`, `size`, `used`), "
             "`cache` (`page` or `bufio`, the one in effect), `metadata` (`size`, `used`, "
-            "`file_size`), `memory` (`resident`, `metadata_cache`, `data_cache`, `mapping_tables`, "
+            "`file_size`, `reader`: null, or the `pid` of a process that reads an old commit and "
+            "its `cost` in bytes of file), `memory` (`resident`, `metadata_cache`, `data_cache`, "
+            "`mapping_tables`, "
             "`unwritten` and, of all but the first, `bounds`), `volumes`, `lost` (names of volumes "
             "of which something that was answered is lost), `deleting` (how many "
             "deleted volumes' space is still being given back), `clients`, `fastpath` (whether the "

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from thinmeta.errors import Closed, Corrupt, ReadOnlyStore, StoreError
 from thinmeta.format.block import BLOCK_SIZE
+from thinmeta.store.protocol import OldReader
 
 
 class FlatStore:
@@ -73,6 +74,9 @@ class FlatStore:
     def make_room(self) -> bool:
         self._open_fd()
         return False
+
+    def old_reader(self) -> OldReader | None:
+        return None
 
     def file_size(self) -> int:
         self._open_fd()

@@ -56,6 +56,7 @@ from thinmeta.store.lmdb_view import (
     decode_block,
     encode_record,
 )
+from thinmeta.store.protocol import OldReader
 
 # On disk; do not change.
 LAYOUT_VERSION: Final = 1
@@ -164,6 +165,22 @@ class LmdbStore:
     def make_room(self) -> bool:
         self._open_env()
         return self._room is not None and self._room.make(self._used(), RESERVE_BYTES)
+
+    def old_reader(self) -> OldReader | None:
+        env = self._open_env()
+        try:
+            env.reader_check()
+            last = self.generation
+            # A headline, or a sentence that there are none; then pid, thread and commit, or '-'.
+            lines = [line.split() for line in env.readers().splitlines()]
+        except lmdb.Error as error:
+            raise translated(error, self.path) from error
+        found = [
+            OldReader(int(pid), int(generation))
+            for pid, _, generation in (line for line in lines if len(line) == 3)
+            if generation.isdigit() and int(generation) < last
+        ]
+        return min(found, key=lambda reader: reader.generation, default=None)
 
     @property
     def generation(self) -> int:

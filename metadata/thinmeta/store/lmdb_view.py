@@ -22,6 +22,7 @@ from crc32c import crc32c
 from thinmeta.errors import Closed, Corrupt, ReadOnlyStore
 from thinmeta.store import codec
 from thinmeta.store.lmdb_file import file_size, translated
+from thinmeta.store.protocol import OldReader
 
 # On disk; do not change.
 BLOCKS: Final = "blocks"
@@ -123,6 +124,9 @@ class LmdbSnapshot:
 
     def make_room(self) -> bool:
         return False
+
+    def old_reader(self) -> OldReader | None:
+        return None
 
     def file_size(self) -> int:
         self._open_txn()

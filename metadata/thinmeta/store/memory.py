@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from thinmeta.errors import Closed, Corrupt, ReadOnlyStore
 from thinmeta.format.block import BLOCK_SIZE
+from thinmeta.store.protocol import OldReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,9 @@ class MemoryStore:
     def make_room(self) -> bool:
         self._open_state()
         return True
+
+    def old_reader(self) -> OldReader | None:
+        return None
 
     def file_size(self) -> int:
         self._open_state()

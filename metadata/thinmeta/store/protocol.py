@@ -17,7 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+class OldReader(NamedTuple):
+    """A process that reads a commit which is not the last; 0 is no process in particular."""
+
+    pid: int
+    generation: int
 
 
 class BlockStore(Protocol):
@@ -72,6 +79,13 @@ class BlockStore(Protocol):
 
         False if there is no space for that. Called by the thread of the commits. Raises
         `StoreError`.
+        """
+        ...
+
+    def old_reader(self) -> OldReader | None:
+        """Who has read the oldest commit for longest, of those that live and read an old one.
+
+        Readers that died are forgotten; until then, what was there for them cannot be used again.
         """
         ...
 

@@ -40,7 +40,7 @@ from thinmeta.format.values import (
 )
 from thinmeta.spacemap import DataSpaceMap, MetadataSpaceMap
 from thinmeta.spacemap.withheld import Range, Withheld
-from thinmeta.store.protocol import BlockStore
+from thinmeta.store.protocol import BlockStore, OldReader
 from thinmeta.thin import mappings
 from thinmeta.thin.devices import Device, Devices
 from thinmeta.thin.facts import Facts
@@ -129,6 +129,14 @@ class ThinMetadata(Facts):
         While no commit is written. Raises `StoreError`.
         """
         return self._store.make_room()
+
+    def old_reader(self) -> OldReader | None:
+        """Who keeps the store from using again what an old commit has; see `BlockStore`."""
+        return self._store.old_reader()
+
+    def file_size(self) -> int:
+        """Bytes of the store's file."""
+        return self._store.file_size()
 
     def create_thin(self, dev_id: int) -> None:
         """A new device without mappings.  Raises `AlreadyExists`, `ValueError`."""

@@ -36,7 +36,7 @@ def test_json_has_the_fields_that_scripts_count_on(rig: PoolRig) -> None:
     status = rig.status()
     assert status.keys() >= FIELDS
     assert status["data"].keys() == {"path", "size", "used"}
-    assert status["metadata"].keys() == {"size", "used", "file_size"}
+    assert status["metadata"].keys() == {"size", "used", "file_size", "reader"}
     memory, bounds = status["memory"], status["memory"]["bounds"]
     parts = {"metadata_cache", "data_cache", "mapping_tables", "unwritten"}
     assert memory.keys() == {"resident", "bounds", *parts}

@@ -62,7 +62,8 @@ def plugin(nbdkit: Nbdkit, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.delitem(sys.modules, "thinpoold.nbd", raising=False)
     module = importlib.import_module("thinpoold.nbd")
     monkeypatch.setattr(module, "_pool", rig.pool, raising=False)
-    monkeypatch.setattr(module, "_runtime", types.SimpleNamespace(stopping=False, threads=0), raising=False)
+    runtime = types.SimpleNamespace(stopping=False, threads=0)
+    monkeypatch.setattr(module, "_runtime", runtime, raising=False)
     monkeypatch.setattr(module.peers, "current", Peer)
     # A thread of Python's own keeps its state without our help.
     monkeypatch.setattr(module.Kept, "keep", lambda self: None)
