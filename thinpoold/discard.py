@@ -60,13 +60,22 @@ def zero(
     unmap(volume, parts.begin, parts.end)
 
 
-def zero_beyond_end(volume: Volume) -> None:
-    """Zero what the volume's last block holds beyond the volume's end, which nobody sees yet."""
-    beyond = -volume.size % volume.core.block_size
+def zero_beyond(volume: Volume, end: int) -> None:
+    """Zero what the volume's last block holds beyond its end, which nobody sees yet.
+
+    Does nothing if `end` is not the volume's size any more. Raises `NoSpace` at once if that takes
+    a new block and none is free.
+    """
+    beyond = -end % volume.core.block_size
+    payload = Payload(None, beyond)
+
+    def attempt() -> None:
+        # Also of a volume that clients may only read. In here the size stays what it is.
+        if volume.size == end:
+            volume.write(payload, end, keep_holes=True)
+
     if beyond:
-        # Also of a volume that clients may only read.
-        payload, offset = Payload(None, beyond), volume.size
-        volume.request(lambda: volume.write(payload, offset, keep_holes=True))
+        volume.request(attempt, queues=False)
 
 
 def unmap(volume: Volume, begin: int, end: int) -> None:

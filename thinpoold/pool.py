@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -102,6 +103,9 @@ class Pool:
         self.core.on_resume = self.deletion.timer.kick
         self.core.recount = self._count_reservations
         self.core.sizes = lambda: self.registry.sizes(self.core.block_size)
+        # Each for one command of its kind, commits included; nothing else waits for them.
+        self.growing = threading.Lock()
+        self.accepting = threading.Lock()
         self._own_lock: int | None = None
         self._closed = False
         self._count_reservations()

@@ -249,14 +249,16 @@ class Volume:
         *,
         writes: bool = True,
         waiters: Waiters | None = None,
+        queues: bool = True,
     ) -> None:
         """Run `attempt` inside the gate, until it needs to wait for nothing any more.
 
         Where a client asks, `waiters` are those of its connection that wait for space. Raises
-        `NoSpace` when waiting for space was in vain, and what `attempt` raises.
+        `NoSpace` when waiting for space was in vain, or at once unless it `queues`, and what
+        `attempt` raises.
         """
         core = self.core
-        space = SpaceWait(core, waiters)
+        space = SpaceWait(core, waiters, queues=queues)
         while True:
             space.attempt()
             try:

@@ -1,6 +1,6 @@
 """The pool's settings and size: get, set, grow.
 
-Thread-safety: any thread; those that change, one at a time.
+Thread-safety: any thread. `Pool.growing` is held by the one that grows.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ def set_settings(pool: Pool, settings: Mapping[str, Value], volume: str | None =
     Raises `InvalidSetting`, `NoSuchVolume`, `DeviceError` for a cache that the device cannot have.
     """
     if volume is not None:
-        volume_settings.parse(settings)
+        # Before anything is locked: a rule's user or group is asked of the name service.
+        changes = volume_settings.parse(settings)
         # With its gate closed, so that no write that has begun ends on a read-only volume.
         with pool.changing(quiet=[volume]) as begin:
-            record = volume_settings.changed(pool.registry.get(volume), settings)
+            record = dataclasses.replace(pool.registry.get(volume), **changes)
             begin()
             pool.put_volume(record)
         return get_settings(pool, volume)
-    changed = pool.record.settings.changed(settings)
-    if "cache" in settings and changed.cache == "bufio":
+    if pool.record.settings.changed(settings).cache == "bufio" and "cache" in settings:
         check_direct(pool.device.path)
     with pool.changing() as begin:
+        changed = pool.record.settings.changed(settings)
         begin()
         pool.put_record(dataclasses.replace(pool.record, settings=changed))
     return get_settings(pool)
@@ -55,8 +56,17 @@ def set_settings(pool: Pool, settings: Mapping[str, Value], volume: str | None =
 
 def grow(pool: Pool, size: int) -> Fact:
     """Make the data device larger, to `size` bytes. Raises `InvalidSize`, `DeviceError`."""
+    check_pool_size(size, pool.core.block_size)
+    with pool.growing:
+        _grow(pool, size)
+    with pool.core.lock:
+        answer: dict[str, Any] = data_space(pool)
+    log.info("the data device has %s now", exact_size(answer["size"]))
+    return {"data": answer}
+
+
+def _grow(pool: Pool, size: int) -> None:
     core = pool.core
-    check_pool_size(size, core.block_size)
     old = pool.metadata.data_blocks
     blocks = size // core.block_size
     if blocks < old:
@@ -71,10 +81,6 @@ def grow(pool: Pool, size: int) -> Fact:
         mark = lives.moved(pool.device, pool.record, blocks * core.block_size)
         _grow_metadata(pool, old, blocks, mark)
         core.modes.space_found()
-    with core.lock:
-        answer: dict[str, Any] = data_space(pool)
-    log.info("the data device has %s now", exact_size(answer["size"]))
-    return {"data": answer}
 
 
 def _grow_metadata(pool: Pool, old: int, blocks: int, mark: MarkState) -> None:
