@@ -102,6 +102,11 @@ class ThinMetadata(Facts):
         self._load(None)
         return self
 
+    def warm(self) -> None:
+        """Read what the first allocation would have to: the index of the data space map, which for
+        100 TiB is 100,000 entries.  Raises `Corrupt`, `StoreError`."""
+        self._data.warm()
+
     # --- devices --------------------------------------------------------------------------------
 
     def device_ids(self) -> list[int]:
