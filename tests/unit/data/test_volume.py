@@ -63,7 +63,8 @@ def test_a_miss_brings_in_what_follows(new_rig: Callable[..., Rig]) -> None:
 
     def known(volume: Volume, block: int, count: int = 1) -> int:
         volume.table.drop()
-        volume.pread(bytearray(count * BLOCK), block * BLOCK)
+        with rig.pool.core.lock:
+            volume.fill(block, block + count)
         assert all(volume.table.entries[block : block + count])
         return volume.blocks - volume.table.entries.tolist().count(0)
 
