@@ -283,7 +283,8 @@ class ThinMetadata(Facts):
         superblock.octets[:] = self._superblock().pack()
         self._superblock_changed = False
         self._data.withheld.freeze()
-        freed = self._metadata.withheld.freeze()
+        self._metadata.withheld.freeze()
+        freed = self._metadata.withheld.frozen()
         return self._tm.freeze([n for begin, count in freed for n in range(begin, begin + count)])
 
     def write(self, frozen: FrozenTransaction) -> None:

@@ -20,7 +20,7 @@ from tests.unit.data.rigs import BLOCK, PATIENCE, Rig, finish, read, spin, threa
 from tests.unit.data.test_nbd import Nbdkit, nbdkit, plugin
 from thinmeta.errors import StoreError
 from thinmeta.format.bitmap import ENTRIES_PER_BITMAP
-from thinpoold import access, admin, discard, extents
+from thinpoold import access, admin, discard, extents, reclaim
 from thinpoold.access import Peer
 from thinpoold.admin import settings as admin_settings
 from thinpoold.control.dispatch import Dispatcher
@@ -549,3 +549,24 @@ def test_many_volumes_are_marked_with_the_ledgers_lock_let_go_between_them(
     ledger.written(uuids)
     assert all(ledger.lost(uuid) for uuid in uuids)
     rig.pool.core.ledger = Ledger()
+
+
+def test_scattered_blocks_are_released_a_bounded_number_of_ranges_at_a_time(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reclaim, "_PORTION_RANGES", 3)
+    released: list[list[tuple[int, int]]] = []
+    real = rig.pool.metadata.release
+
+    def release(freed: list[tuple[int, int]]) -> None:
+        released.append(freed)
+        real(freed)
+
+    monkeypatch.setattr(rig.pool.metadata, "release", release)
+    volume = rig.create("v", size=32 * BLOCK)
+    volume.pwrite(bytes(32 * BLOCK), 0)
+    for block in range(0, 32, 2):
+        discard.trim(volume, block * BLOCK, BLOCK)
+    rig.pool.commit()
+    assert [len(portion) for portion in released] == [3, 3, 3, 3, 3, 1]
+    assert rig.pool.metadata.data_used == 16
