@@ -191,6 +191,23 @@ in_range (const struct volume *volume, uint32_t count, uint64_t offset)
   return count != 0 && count <= volume->size && offset <= volume->size - count;
 }
 
+/* Whether every entry of a request of several portions has the bits of `wanted`: looked at first, so
+ * that nothing large is half done before Python does it over. */
+static bool
+all_of (struct volume *volume, uint32_t count, uint64_t offset, uint64_t wanted)
+{
+  const unsigned shard = gate_shard_of_thread ();
+  bool have;
+
+  if (!gate_enter (&volume->gate, shard))
+    return false;
+  have = in_range (volume, count, offset) &&
+         all_have (&volume->table[offset / volume->block_size],
+                   &volume->table[(offset + count - 1) / volume->block_size] + 1, wanted);
+  gate_leave (&volume->gate, shard);
+  return have;
+}
+
 static bool
 read_portion (struct volume *volume, char *buffer, uint32_t count, uint64_t offset)
 {
@@ -227,6 +244,8 @@ volume_read (struct volume *volume, void *buffer, uint32_t count, uint64_t offse
 {
   char *into = buffer;
 
+  if (count > PORTION_BYTES && !all_of (volume, count, offset, ENTRY_PRESENT))
+    return false;
   while (count > PORTION_BYTES) {
     if (!read_portion (volume, into, PORTION_BYTES, offset))
       return false;
@@ -242,6 +261,8 @@ volume_write (struct volume *volume, const void *buffer, uint32_t count, uint64_
 {
   const char *from = buffer;
 
+  if (count > PORTION_BYTES && !all_of (volume, count, offset, ENTRY_IN_PLACE))
+    return false;
   while (count > PORTION_BYTES) {
     if (!write_portion (volume, from, PORTION_BYTES, offset))
       return false;
