@@ -17,8 +17,9 @@ Invariants
 
 1. root and the daemon's own user pass by a Unix socket: they can read the data device anyway.
 2. Rules decide when a volume is opened. Who has it open keeps it.
-
-Pure, but for looking up users and groups.
+3. A name service is asked by `parse_rules` and `with_groups` alone, and may take its time, or not
+   answer: those are called with no lock held, and without the interpreter's. Judging is pure; where
+   it has to know a peer's groups it raises `GroupsNeeded`, and the caller asks and judges again.
 """
 
 # What happened, not that it is an error.
@@ -27,13 +28,14 @@ Pure, but for looking up users and groups.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import grp
 import ipaddress
 import os
 import pwd
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from thinpoold.errors import InvalidSetting, UserError
@@ -46,6 +48,12 @@ ANYONE: Final = ""
 _ANYONE_WORD: Final = "anyone"
 _MAX_RULES: Final = 64
 _LARGEST_ID: Final = (1 << 32) - 2
+# NGROUPS_MAX of Linux.
+_MOST_GROUPS: Final = 1 << 16
+
+# os.getgrouplist keeps the interpreter's lock while it waits for the name service.
+_getgrouplist = ctypes.CDLL(None).getgrouplist
+_getgrouplist.argtypes = [ctypes.c_char_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p]
 _HOW: Final = "anyone, or user:NAME, group:NAME, net:ADDR/BITS and tls, separated by commas"
 
 
@@ -61,11 +69,16 @@ class TooManyClients(UserError):
     errno = errno.EPERM
 
 
+class GroupsNeeded(Exception):
+    """A rule is for a group, and nobody has asked yet which the peer's user is in."""
+
+
 @dataclass(frozen=True)
 class Peer:
     """Who asks: user, group and process by a Unix socket, else None; address and port, else None.
 
-    Connections of one client come from several ports: they do not tell peers apart.
+    Connections of one client come from several ports: they do not tell peers apart. `groups` are
+    all that the user is in, None while nobody has asked (`with_groups`).
     """
 
     uid: int | None = None
@@ -74,6 +87,7 @@ class Peer:
     tls: bool = False
     pid: int | None = None
     port: int | None = field(default=None, compare=False)
+    groups: frozenset[int] | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         if self.uid is not None:
@@ -99,7 +113,7 @@ def rules_text(rules: str) -> str:
 def admit(peer: Peer, name: str, rules: str, clients: int, most: int) -> None:
     """Raise AccessDenied or TooManyClients unless `peer` may open the volume `name`.
 
-    `clients` are connected to the pool, and may be `most` (0: no limit).
+    `clients` are connected to the pool, and may be `most` (0: no limit). Raises GroupsNeeded.
     """
     if not allows(rules, peer):
         raise AccessDenied(f"volume {name!r} is not for {peer}: it allows {rules}")
@@ -111,10 +125,35 @@ def admit(peer: Peer, name: str, rules: str, clients: int, most: int) -> None:
 
 
 def allows(rules: str, peer: Peer) -> bool:
-    """Return whether kept rules let `peer` in. What makes no sense lets nobody in."""
+    """Return whether kept rules let `peer` in. What makes no sense lets nobody in.
+
+    Raises GroupsNeeded.
+    """
     if rules == ANYONE or (peer.uid is not None and peer.uid in (0, os.geteuid())):
         return True
     return any(_fits(rule, peer) for rule in rules.split(","))
+
+
+def with_groups(peer: Peer) -> Peer:
+    """Return the peer with the groups that the name service says its user is in."""
+    return replace(peer, groups=frozenset(_groups(peer.uid) if peer.uid is not None else ()))
+
+
+def _groups(uid: int) -> list[int]:
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return []
+    most = 64
+    while True:
+        found, count = (ctypes.c_uint * most)(), ctypes.c_int(most)
+        name = user.pw_name.encode("utf-8", "surrogateescape")
+        if _getgrouplist(name, user.pw_gid, found, ctypes.byref(count)) >= 0:
+            return list(found)[: count.value]
+        if most >= _MOST_GROUPS:
+            return [user.pw_gid]
+        # It says how many there are; they may become more meanwhile.
+        most = min(max(2 * most, count.value), _MOST_GROUPS)
 
 
 def _rule(word: str) -> str:
@@ -156,13 +195,10 @@ def _fits(rule: str, peer: Peer) -> bool:
         return False
     if kind == "user":
         return str(peer.uid) == value
-    return kind == "group" and value in map(str, _groups(peer.uid, peer.gid))
-
-
-def _groups(uid: int, gid: int | None) -> list[int]:
-    known = [gid] if gid is not None else []
-    try:
-        user = pwd.getpwuid(uid)
-        return known + os.getgrouplist(user.pw_name, user.pw_gid)
-    except (KeyError, OSError):
-        return known
+    if kind != "group":
+        return False
+    if str(peer.gid) == value:
+        return True
+    if peer.groups is None:
+        raise GroupsNeeded
+    return value in map(str, peer.groups)

@@ -27,7 +27,7 @@ import errno
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from thinmeta.errors import Corrupt, NoDataSpace, NoMetadataSpace, StoreError, ThinMetaError
@@ -146,6 +146,9 @@ class Core:
         """Start the threads that commit each second, reclaim what commits free, and write out."""
         if self.modes.reason:
             log.error("pool mode: %s: %s", self.modes.mode.value, self.modes.reason)
+        with suppress(ThinMetaError), self.lock:
+            # Before there are clients. What is damaged, whoever needs it is told.
+            self.metadata.warm()
         self.timer.start()
         self.reclaim_timer.start()
         self.device.writeout.start()

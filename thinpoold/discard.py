@@ -10,7 +10,8 @@ zeroes what is mapped.
 
 Invariants
 
-1. Unmapping closes the volume's gate, for a bounded number of blocks at a time.
+1. Unmapping closes the volume's gate, for a bounded number of blocks at a time. Zeroing, and
+   looking at what is mapped, go by portions as well: nobody waits for all of a large request.
 2. A fast zero that would not be fast is refused before anything was changed.
 
 Thread-safety: any thread, outside the gate.
@@ -24,8 +25,10 @@ from thinpoold.requests import Span, blocks_of, split
 from thinpoold.space import Waiters
 from thinpoold.volume import Volume
 
-# The gate is closed for so many blocks at a time.
-PORTION_BLOCKS = 1 << 15
+# The gate is closed, and the lock held, for so many blocks at a time: 40 ms where each is apart.
+PORTION_BLOCKS = 1 << 12
+# The lock is held for looking at so many: some 40 blocks of metadata, which may be on disk alone.
+LOOK_BLOCKS = 1 << 12
 
 
 def trim(volume: Volume, offset: int, count: int) -> None:
@@ -60,13 +63,22 @@ def zero(
     unmap(volume, parts.begin, parts.end)
 
 
-def zero_beyond_end(volume: Volume) -> None:
-    """Zero what the volume's last block holds beyond the volume's end, which nobody sees yet."""
-    beyond = -volume.size % volume.core.block_size
+def zero_beyond(volume: Volume, end: int) -> None:
+    """Zero what the volume's last block holds beyond its end, which nobody sees yet.
+
+    Does nothing if `end` is not the volume's size any more. Raises `NoSpace` at once if that takes
+    a new block and none is free.
+    """
+    beyond = -end % volume.core.block_size
+    payload = Payload(None, beyond)
+
+    def attempt() -> None:
+        # Also of a volume that clients may only read. In here the size stays what it is.
+        if volume.size == end:
+            volume.write(payload, end, keep_holes=True)
+
     if beyond:
-        # Also of a volume that clients may only read.
-        payload, offset = Payload(None, beyond), volume.size
-        volume.request(lambda: volume.write(payload, offset, keep_holes=True))
+        volume.request(attempt, queues=False)
 
 
 def unmap(volume: Volume, begin: int, end: int) -> None:
@@ -110,11 +122,24 @@ def remove(volume: Volume, begin: int, end: int) -> None:
 
 
 def _write_zeroes(volume: Volume, span: Span, waiters: Waiters | None, *, keep_holes: bool) -> None:
-    payload = Payload(None, span.length)
+    credit, fast = volume.account.credit, volume.core.device.zeroes_fast
+    for begin, end in volume.portions(span.offset, span.length):
+        if not fast:
+            # They are written as any bytes are, and wait for the disk as those do: in no gate.
+            credit[0] -= end - begin
+            if credit[0] < 0:
+                volume.account.renew()
+        _write_portion(volume, begin, end, waiters, keep_holes=keep_holes)
+
+
+def _write_portion(
+    volume: Volume, begin: int, end: int, waiters: Waiters | None, *, keep_holes: bool
+) -> None:
+    payload = Payload(None, end - begin)
 
     def attempt() -> None:
         volume.check_writable()
-        volume.write(payload, span.offset, keep_holes=keep_holes)
+        volume.write(payload, begin, keep_holes=keep_holes)
 
     volume.request(attempt, waiters=waiters)
 
@@ -129,18 +154,22 @@ def _check_fast(volume: Volume, offset: int, count: int, *, may_trim: bool, unma
     if not spans:
         return
 
+    begin = end = 0
+
     def look() -> None:
         with core.lock:
             core.check_whole()
-            for span in spans:
-                begin, end = blocks_of(span.offset, span.length, size)
-                mapped = 0
-                for run in core.metadata.runs(volume.dev_id, begin, end):
-                    mapped += run.length
-                    in_place = all(alone for _, alone in core.parts(run))
-                    if not in_place or not core.device.zeroes_fast:
-                        raise NotFast("zeroing here is no faster than writing")
-                if mapped < end - begin and not may_trim:
+            mapped = 0
+            for run in core.metadata.runs(volume.dev_id, begin, end):
+                mapped += run.length
+                in_place = all(alone for _, alone in core.parts(run))
+                if not in_place or not core.device.zeroes_fast:
                     raise NotFast("zeroing here is no faster than writing")
+            if mapped < end - begin and not may_trim:
+                raise NotFast("zeroing here is no faster than writing")
 
-    volume.request(look, writes=False)
+    for span in spans:
+        first, last = blocks_of(span.offset, span.length, size)
+        for begin in range(first, last, LOOK_BLOCKS):
+            end = min(last, begin + LOOK_BLOCKS)
+            volume.request(look, writes=False)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from thinmeta.thin import Run
+from thinpoold.discard import LOOK_BLOCKS
 from thinpoold.errnos import OutOfRange
 from thinpoold.requests import blocks_of
 from thinpoold.volume import Volume
@@ -79,24 +81,32 @@ def _as_bytes(found: list[list[int]], offset: int, stop: int, size: int) -> list
 
 
 def prefetch(volume: Volume, offset: int, count: int) -> None:
-    """Start to bring a range of bytes into memory, its mappings first, and its data until that is
-    as much as the device prefetches for one request."""
+    """Start to bring a range of bytes into memory: mappings and data, until that is as much data as
+    the device prefetches for one request.
+
+    The data outside the gate, for it may be waited for: what is no longer the volume's by then
+    comes into memory for nothing, and no harm is done.
+    """
     core, size = volume.core, volume.core.block_size
     if offset + count > volume.size:
         raise OutOfRange(f"cache past the end of volume {volume.name}", write=False)
-    begin, end = blocks_of(offset, count, size)
+    first, last = blocks_of(offset, count, size)
+    left = core.device.prefetch_bytes
+    runs: list[Run] = []
 
     def look() -> None:
+        nonlocal runs
         with core.lock:
             core.check_whole()
             core.metadata.prefetch(volume.dev_id, begin, end)
             runs = list(core.metadata.runs(volume.dev_id, begin, end))
-        left = core.device.prefetch_bytes
+
+    for begin in range(first, last, LOOK_BLOCKS):
+        end = min(last, begin + LOOK_BLOCKS)
+        volume.request(look, writes=False)
         for run in runs:
             count = min(run.length * size, left)
-            if not count:
-                return
             core.device.prefetch(run.data_begin * size, count)
             left -= count
-
-    volume.request(look, writes=False)
+            if not left:
+                return

@@ -17,8 +17,11 @@ Invariants
 3. The file is written to its full size and synced when it is made: marking never needs space, but
    for the 512th volume that is open at once.
 4. `generation` is that of a commit which is durable: the last, or the one before it.
+5. Nobody waits for the disk with `_lock` held, for it is taken under the core's: what must be
+   durable is written with it, and synced after that. `mark_opened` leaves that to its caller, who
+   has the core's lock then, and has asked for room before.
 
-Thread-safety: any thread. `_lock` guards all; nothing else is taken under it.
+Thread-safety: any thread. `_lock` guards all but syncing and growing; nothing is taken under it.
 """
 
 from __future__ import annotations
@@ -103,6 +106,8 @@ class Ledger:
         self._uuid = uuid
         self.found = read(path, uuid) if path is not None else Found()
         self._lock = threading.Lock()
+        # Held by the one that makes the file larger.
+        self._growing = threading.Lock()
         self._entries = {entry.uuid: entry for entry in self.found.entries.values()}
         self._slots = {entry.uuid: slot for slot, entry in self.found.entries.items()}
         self._free: list[int] = []
@@ -120,6 +125,8 @@ class Ledger:
         self._present: set[bytes] = set()
         # Those that nobody has had open since `closed_unwritten`.
         self._flushing: set[bytes] = set()
+        # Those whose opening is to be synced before it is answered.
+        self._unsynced: set[bytes] = set()
 
     # --- the process's life -----------------------------------------------------------------------
 
@@ -144,8 +151,9 @@ class Ledger:
             taken = {0, *self._slots.values()}
             slots = range(self._size // SLOT_BYTES - 1, -1, -1)
             self._free = [slot for slot in slots if slot not in taken]
-            if not self._size:
-                self._grow()
+        if not self._size:
+            self._grow()
+        with self._lock:
             self._put_pool()
 
     def begin(self, boot: Boot, generation: int) -> None:
@@ -158,15 +166,16 @@ class Ledger:
             self._state = NO_STATE if boot.own else State.CONTAINED
             self._kept_state = NO_STATE
             self._put_pool()
-            self._sync()
+        self._sync()
 
     def end(self, *, clean: bool) -> None:
         """Close the file; `clean`: all is committed, and on disk."""
-        with self._lock:
-            if clean:
+        if clean:
+            with self._lock:
                 self._state |= State.CLEAN
                 self._put_pool()
-                self._sync()
+            self._sync()
+        with self._lock:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
@@ -185,8 +194,8 @@ class Ledger:
             wanted = self._state | state if on else self._state & ~state
             if wanted != self._state:
                 self._put_state(wanted)
-            if durable:
-                self._sync()
+        if durable:
+            self._sync()
 
     @contextmanager
     def syncing(self) -> Iterator[None]:
@@ -207,6 +216,15 @@ class Ledger:
 
     def opened(self, uuid: bytes, guest: Guest | None = None) -> None:
         """A volume is being opened, by a client or by this process itself. Raises `DeviceError`."""
+        if self.mark_opened(uuid, guest):
+            self.sync_opened()
+
+    def mark_opened(self, uuid: bytes, guest: Guest | None = None) -> bool:
+        """As `opened`; whether the caller is to `sync_opened` before the opening is answered.
+
+        Waits for the disk only without room (`make_room`).
+        """
+        self.make_room(uuid)
         with self._lock:
             entry = self._entries.get(uuid, Entry(uuid))
             marks = entry.marks | Mark.WRITTEN
@@ -216,27 +234,51 @@ class Ledger:
             known = guest is None or (
                 uuid in self._present and guest.name in (entry.name, bytes(16))
             )
-            if known and marks == entry.marks:
-                self._opened.add(uuid)
-                return
-            away = guest is not None and guest.network and Mark.NETWORK not in entry.marks
-            before, entry = entry, replace(entry, marks=marks)
-            if guest is not None:
-                # A client that came by a name is the one to remember: another could have it.
-                name = guest.name if any(guest.name) else entry.name
-                entry = replace(entry, since=int(time()), client=guest.client, name=name)
-            self._put(entry)
-            if away:
-                # A client elsewhere outlives a power cut here.
-                try:
-                    self._sync()
-                except BaseException:
-                    # Who tries again has it written, and synced, again.
-                    self._put(before)
-                    raise
+            if not known or marks != entry.marks:
+                away = guest is not None and guest.network and Mark.NETWORK not in entry.marks
+                entry = replace(entry, marks=marks)
+                if guest is not None:
+                    # A client that came by a name is the one to remember: another could have it.
+                    name = guest.name if any(guest.name) else entry.name
+                    entry = replace(entry, since=int(time()), client=guest.client, name=name)
+                self._put(entry)
+                if away:
+                    # A client elsewhere outlives a power cut here.
+                    self._unsynced.add(uuid)
             self._opened.add(uuid)
             if guest is not None:
                 self._present.add(uuid)
+            # Whoever came before may still be at the syncing.
+            return uuid in self._unsynced
+
+    def sync_opened(self) -> None:
+        """Make openings durable that `mark_opened` has marked. Raises `DeviceError`."""
+        with self._lock:
+            begun = set(self._unsynced)
+        try:
+            self._sync()
+        except (DeviceError, NoSpace):
+            # Who tries again has it written, and synced, again.
+            with self._lock, suppress(DeviceError, NoSpace):
+                for uuid in begun & self._entries.keys():
+                    self._put(self._entries[uuid])
+            raise
+        with self._lock:
+            self._unsynced -= begun
+
+    def has_room(self, uuid: bytes) -> bool:
+        """Whether a volume can be marked without waiting for `make_room`."""
+        return self._fd < 0 or uuid in self._slots or bool(self._free)
+
+    def make_room(self, uuid: bytes) -> None:
+        """Have room to mark a volume; waits for the disk where the file has to grow.
+
+        Raises `DeviceError`, `NoSpace`.
+        """
+        if not self.has_room(uuid):
+            with self._growing:
+                if not self.has_room(uuid):
+                    self._grow()
 
     def closed(self, uuid: bytes, *, comes_back: bool = False) -> None:
         """Nobody has the volume open any more; who `comes_back` is still remembered."""
@@ -311,8 +353,8 @@ class Ledger:
 
     def written(self, uuids: Iterable[bytes]) -> None:
         """A flush that began after `closed_unwritten` has brought to disk all that they hold."""
-        with self._lock:
-            for uuid in uuids:
+        for uuid in uuids:
+            with self._lock:
                 if uuid in self._flushing and uuid in self._entries:
                     entry = self._entries[uuid]
                     marks = entry.marks & ~Mark.WRITTEN
@@ -322,24 +364,26 @@ class Ledger:
 
     def lose(self, uuids: Iterable[bytes]) -> None:
         """Something that was answered of these volumes is lost; durable. Raises `DeviceError`."""
-        with self._lock:
-            for uuid in uuids:
+        for uuid in uuids:
+            self.make_room(uuid)
+            with self._lock:
                 entry = self._entries.get(uuid, Entry(uuid))
                 self._put(replace(entry, marks=entry.marks | Mark.LOST, since=int(time())))
-            self._sync()
+        self._sync()
 
     def doubt(self, uuids: Iterable[bytes]) -> None:
         """Marks may be missing: of each of these something may be lost, and a client may come back.
 
         Durable. Raises `DeviceError`.
         """
-        with self._lock:
-            for uuid in uuids:
+        for uuid in uuids:
+            self.make_room(uuid)
+            with self._lock:
                 entry = self._entries.get(uuid, Entry(uuid))
                 client = entry.client or "a client of which the note is lost"
                 marks = entry.marks | Mark.LOST | Mark.OPEN
                 self._put(replace(entry, marks=marks, since=int(time()), client=client))
-            self._sync()
+        self._sync()
 
     def check_untold(self) -> None:
         """Raise `DeviceError` if what an earlier process noted beside the pool may be missing.
@@ -360,7 +404,7 @@ class Ledger:
             if uuid in self._entries:
                 keep = self._entries[uuid].marks & Mark.WRITTEN
                 self._put(Entry(uuid, keep))
-                self._sync()
+        self._sync()
 
     def lost(self, uuid: bytes) -> bool:
         """Whether something that was answered is lost, and nobody has accepted that."""
@@ -369,6 +413,7 @@ class Ledger:
     # --- pieces -----------------------------------------------------------------------------------
 
     def _put(self, entry: Entry) -> None:
+        """Write an entry; of a volume that has none yet, after `make_room`."""
         uuid = entry.uuid
         slot = self._slots.get(uuid)
         if not entry.marks:
@@ -378,8 +423,6 @@ class Ledger:
                 self._free.append(self._slots.pop(uuid))
             return
         if slot is None and self._fd >= 0:
-            if not self._free:
-                self._grow()
             slot = self._free[-1]
         if slot is not None:
             self._write(packed(entry.pack(), self._uuid), slot * SLOT_BYTES)
@@ -397,7 +440,7 @@ class Ledger:
         self._put_state(self._state)
 
     def _grow(self) -> None:
-        """Make room for more slots, written and synced."""
+        """Make room for more slots, written and synced. Nobody else writes there meanwhile."""
         try:
             self._write(bytes(_STEP), self._size)
             # Its size is synced as well.
@@ -407,9 +450,10 @@ class Ledger:
             with suppress(OSError):
                 os.ftruncate(self._fd, self._size)
             raise
-        first = max(1, self._size // SLOT_BYTES)
-        self._size += _STEP
-        self._free = [*range(self._size // SLOT_BYTES - 1, first - 1, -1), *self._free]
+        with self._lock:
+            first = max(1, self._size // SLOT_BYTES)
+            self._size += _STEP
+            self._free = [*range(self._size // SLOT_BYTES - 1, first - 1, -1), *self._free]
 
     def _write(self, octets: bytes, at: int) -> None:
         if self._fd < 0:

@@ -129,6 +129,7 @@ class MappingTable:
         """Give the memory back. Nobody may use `entries` any more."""
         self.entries.release()
         self._memory.close()
+        self._length = 0
 
     def _check(self, begin: int, end: int) -> None:
         if not 0 <= begin <= end <= self.blocks:

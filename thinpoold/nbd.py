@@ -203,16 +203,34 @@ def list_exports(readonly: int, is_tls: int) -> list[tuple[str, str]]:
     peer = peers.current(is_tls)
     with _pool.looking():
         size = _pool.core.block_size
-        return [
-            (
-                record.name,
-                f"{format_size(record.size)}, "
-                f"{format_size(_pool.metadata.details(record.dev_id).mapped_blocks * size)} mapped"
-                + (", read-only" if record.read_only else ""),
-            )
+        found = [
+            (record, _pool.metadata.details(record.dev_id).mapped_blocks * size)
             for record in _pool.registry
-            if access.allows(record.allow, peer)
         ]
+    allowed = _allowed_to(peer)
+    return [
+        (
+            record.name,
+            f"{format_size(record.size)}, {format_size(mapped)} mapped"
+            + (", read-only" if record.read_only else ""),
+        )
+        for record, mapped in found
+        if allowed(record)
+    ]
+
+
+def _allowed_to(peer: access.Peer) -> Callable[[VolumeRecord], bool]:
+    """Whether a peer may open a volume; may ask the name service, once, so with no lock held."""
+
+    def allowed(record: VolumeRecord) -> bool:
+        nonlocal peer
+        try:
+            return access.allows(record.allow, peer)
+        except access.GroupsNeeded:
+            peer = access.with_groups(peer)
+            return access.allows(record.allow, peer)
+
+    return allowed
 
 
 @reported
@@ -220,7 +238,8 @@ def default_export(readonly: int, is_tls: int) -> str:
     # With one volume nobody need name it; with several none is the default.
     peer = peers.current(is_tls)
     with _pool.looking():
-        names = [one.name for one in _pool.registry if access.allows(one.allow, peer)]
+        records = list(_pool.registry)
+    names = [one.name for one in filter(_allowed_to(peer), records)]
     return names[0] if len(names) == 1 else ""
 
 
@@ -240,7 +259,12 @@ def open(readonly: int) -> Connection:
         access.admit(peer, record.name, record.allow, clients, most)
         found.append(record)
 
-    volume = _pool.open_volume(name, admit, openers.guest(peer, name))
+    guest = openers.guest(peer, name)
+    try:
+        volume = _pool.open_volume(name, admit, guest)
+    except access.GroupsNeeded:
+        peer = access.with_groups(peer)
+        volume = _pool.open_volume(name, admit, guest)
     # What the volume says of itself by now, no commit may hold.
     (record,) = found
     connection = Connection(volume, record.size, bool(readonly) or record.read_only, peer)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -102,6 +103,9 @@ class Pool:
         self.core.on_resume = self.deletion.timer.kick
         self.core.recount = self._count_reservations
         self.core.sizes = lambda: self.registry.sizes(self.core.block_size)
+        # Each for one command of its kind, commits included; nothing else waits for them.
+        self.growing = threading.Lock()
+        self.accepting = threading.Lock()
         self._own_lock: int | None = None
         self._closed = False
         self._count_reservations()
@@ -251,8 +255,9 @@ class Pool:
         has. Raises `NoSuchVolume`, `ContentJumped`, `NoSpace`, `Stopped`, `LossNotAccepted`,
         `DeviceError`, and what `admit` does.
         """
-        covered = 0
+        ledger, covered = self.core.ledger, 0
         while True:
+            room_for: bytes | None = None
             with self.core.lock:
                 self.core.modes.check_readable()
                 try:
@@ -262,10 +267,26 @@ class Pool:
                     if self.registry.pending() <= covered:
                         raise
                 else:
-                    if self.registry.pending(record.uuid, pool_record.KEY) <= covered:
-                        return self._open(record, admit, guest)
+                    durable = self.registry.pending(record.uuid, pool_record.KEY) <= covered
+                    if durable and ledger.has_room(record.uuid):
+                        absent = ledger.absent(record.uuid) is not None
+                        volume, to_sync = self._open(record, admit, guest)
+                        break
+                    room_for = record.uuid
+            # With no lock held, for the disk may be slow.
+            if room_for is not None:
+                ledger.make_room(room_for)
             # A crash would take back what the client is to rely on.
             covered = self._commit_pending()
+        if to_sync:
+            # Before the client is answered.
+            try:
+                ledger.sync_opened()
+            except BaseException:
+                # Who had it open before may still come back.
+                self.close_volume(volume, comes_back=absent)
+                raise
+        return volume
 
     def _commit_pending(self) -> int:
         """Commit what is pending, or go back to the last commit; the changes that this covers."""
@@ -286,7 +307,8 @@ class Pool:
         record: VolumeRecord,
         admit: Callable[[VolumeRecord, int], None] | None,
         guest: Guest | None,
-    ) -> Volume:
+    ) -> tuple[Volume, bool]:
+        """Open a volume; and whether the ledger is to be synced before that is answered."""
         if admit is not None:
             admit(record, sum(one.clients for one in self.core.volumes.values()))
         if guest is not None and self.core.ledger.lost(record.uuid):
@@ -297,7 +319,7 @@ class Pool:
             )
         # Before it is answered: from here on it may be written.
         absent = self.core.ledger.absent(record.uuid) is not None
-        self.core.ledger.opened(record.uuid, guest)
+        to_sync = self.core.ledger.mark_opened(record.uuid, guest)
         volume = self.core.volumes.get(record.uuid)
         if volume is None:
             try:
@@ -307,7 +329,7 @@ class Pool:
                 raise
             self.core.volumes[record.uuid] = volume
         volume.clients += 1
-        return volume
+        return volume, to_sync
 
     @contextmanager
     def looking(self) -> Iterator[None]:

@@ -31,7 +31,8 @@ Invariants
 
 What an administrator does is not noted: it is answered after its commit.
 
-Thread-safety: the caller holds the metadata lock, but for `sync`, which a commit's round calls.
+Thread-safety: the caller holds the metadata lock, but for `sync` and `vouch`, which wait for the
+disk: a round calls them, and nobody else changes what they look at.
 """
 
 from __future__ import annotations
@@ -310,7 +311,10 @@ class RecentChanges:
         return found
 
     def vouch(self) -> None:
-        """The data behind all that is held is durable; so is this then. Raises `OSError`."""
+        """The data behind all that is held is durable; so is this then. Raises `OSError`.
+
+        No lock is needed.
+        """
         if not self._syncs:
             # What that sync did not write no later one does.
             raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -27,8 +27,10 @@ log = logging.getLogger(__name__)
 
 Ranges = list[tuple[int, int]]
 
-# Blocks are released in portions, so that a large deletion helps writers soon.
+# Blocks are released in portions, so that a large deletion helps writers soon; and not more ranges
+# at a time than keep the metadata lock for 10 ms.
 _PORTION_BYTES = 4 << 30
+_PORTION_RANGES = 1 << 12
 
 
 class Reclaimer:
@@ -99,13 +101,13 @@ class Reclaimer:
 
 
 def _portions(ranges: Ranges, blocks: int) -> list[Ranges]:
-    """Cut ranges into portions of at most `blocks` blocks."""
+    """Cut ranges into portions of at most `blocks` blocks and `_PORTION_RANGES` ranges."""
     portions: list[Ranges] = []
     room = 0
     for begin, count in ranges:
         end, at = begin + count, begin
         while at < end:
-            if not room:
+            if not room or len(portions[-1]) >= _PORTION_RANGES:
                 portions.append([])
                 room = blocks
             take = min(end - at, room)

@@ -53,11 +53,15 @@ class Waiters:
 
 
 class SpaceWait:
-    """The waiting of one request, among `waiters` if a client's connection waits for it."""
+    """The waiting of one request, among `waiters` if a client's connection waits for it.
 
-    def __init__(self, core: Core, waiters: Waiters | None = None) -> None:
+    One that does not queue fails at once, whatever `on_full`.
+    """
+
+    def __init__(self, core: Core, waiters: Waiters | None = None, *, queues: bool = True) -> None:
         self._core = core
         self._waiters = waiters
+        self._queues = queues
         self._seen = 0
 
     def attempt(self) -> None:
@@ -88,7 +92,7 @@ class SpaceWait:
 
     def _wait(self, why: str, *, retry: bool) -> None:
         core, waiters = self._core, self._waiters
-        if core.settings.on_full == "error":
+        if not self._queues or core.settings.on_full == "error":
             raise NoSpace(f"no room for a new block: {why}")
         if waiters is None:
             core.modes.wait_for_space(self._seen, self._patience, retry=retry)

@@ -9,7 +9,9 @@ Invariants
 1. Whoever is inside the gate may rely on what it saw in the table: no mapping's data block is given
    to another before a grace period has passed.
 2. A request waits for space, for a commit or for an administrator outside the gate, and is then
-   begun again; a request is the same done twice.
+   begun again; a request is the same done twice. One stay in the gate moves no more data than
+   `provision.MAX_RUN_BYTES`, or one block where blocks are larger: who closes the gate waits no
+   longer than that takes. So a large request may be in a snapshot in part, as after a crash.
 3. The table has an entry for every block of the volume, and requests past its end are refused
    before they look.
 4. A block's entry comes to say 'in place' by the hand of whoever holds the block's cell, or while
@@ -22,7 +24,7 @@ Thread-safety: any thread, unless a method says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from thinmeta.errors import NoDataSpace, ThinMetaError
@@ -37,7 +39,7 @@ from thinpoold.errors import DeviceError, NoMetadataRoom
 from thinpoold.fastlib import FastVolume
 from thinpoold.gate import Gate
 from thinpoold.mapping_table import DATA_SHIFT, IN_PLACE, MappingTable
-from thinpoold.provision import Payload
+from thinpoold.provision import MAX_RUN_BYTES, Payload
 from thinpoold.ratelimit import Limiter, renewed
 from thinpoold.space import FULL, SpaceWait, Waiters
 from thinpoold.volumes import VolumeRecord
@@ -72,6 +74,7 @@ class Volume:
         self._find = find
         self._device = core.device
         self._block_size = core.block_size
+        self._portion = max(1, MAX_RUN_BYTES // core.block_size) * core.block_size
         self._take(record)
         self._use(self._new_table(self.blocks))
         self._share()
@@ -159,6 +162,11 @@ class Volume:
         count = len(into)
         if offset + count > self.size:
             raise self._out_of_range(offset, count, write=False)
+        if count > self._portion:
+            whole = memoryview(into)
+            for begin, end in self.portions(offset, count):
+                self.pread(whole[begin - offset : end - offset], begin)
+            return
         size = self._block_size
         block, within = divmod(offset, size)
         if within + count <= size:
@@ -183,6 +191,11 @@ class Volume:
         count = len(data)
         if offset + count > self.size:
             raise self._out_of_range(offset, count, write=True)
+        if count > self._portion:
+            whole = memoryview(data)
+            for begin, end in self.portions(offset, count):
+                self.pwrite(whole[begin - offset : end - offset], begin, waiters)
+            return
         credit = self._credit
         credit[0] -= count
         if credit[0] < 0:
@@ -224,6 +237,17 @@ class Volume:
         else:
             self._write_again(Payload(memoryview(data), count), offset, waiters)
 
+    def portions(self, offset: int, count: int) -> Iterator[tuple[int, int]]:
+        """Cut a range of bytes into what one stay in the gate does: (begin, end) of each.
+
+        Cuts are between blocks, so that no new block is written twice.
+        """
+        stop = offset + count
+        while offset < stop:
+            end = min(stop, offset - offset % self._portion + self._portion)
+            yield offset, end
+            offset = end
+
     def _write_again(self, payload: Payload, offset: int, waiters: Waiters | None) -> None:
         def attempt() -> None:
             self.check_writable()
@@ -249,14 +273,16 @@ class Volume:
         *,
         writes: bool = True,
         waiters: Waiters | None = None,
+        queues: bool = True,
     ) -> None:
         """Run `attempt` inside the gate, until it needs to wait for nothing any more.
 
         Where a client asks, `waiters` are those of its connection that wait for space. Raises
-        `NoSpace` when waiting for space was in vain, and what `attempt` raises.
+        `NoSpace` when waiting for space was in vain, or at once unless it `queues`, and what
+        `attempt` raises.
         """
         core = self.core
-        space = SpaceWait(core, waiters)
+        space = SpaceWait(core, waiters, queues=queues)
         while True:
             space.attempt()
             try:

@@ -1,4 +1,4 @@
-"""What can be set of one volume: limits, access, read-only. Pure functions.
+"""What can be set of one volume: limits, access, read-only. Functions without a state.
 
 iops       reads, writes, trims and zeroes a second, for all its clients together; 0: no limit
 bps        bytes read and written a second, likewise
@@ -9,7 +9,6 @@ allow      who may open it: the rules of `access`
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -26,11 +25,6 @@ MAX_BPS: Final = 1 << 50
 _UNLIMITED: Final = ("unlimited", "none", "no")
 
 
-def changed(record: VolumeRecord, changes: Mapping[str, Value]) -> VolumeRecord:
-    """Return a record with some settings changed, all checked first. Raises InvalidSetting."""
-    return dataclasses.replace(record, **parse(changes))
-
-
 def settings_of(record: VolumeRecord) -> dict[str, Value]:
     """Return the settings of a volume, as JSON has them."""
     return {
@@ -42,7 +36,10 @@ def settings_of(record: VolumeRecord) -> dict[str, Value]:
 
 
 def parse(changes: Mapping[str, Value]) -> dict[str, Any]:
-    """Return settings by their names, as the record has them. Raises InvalidSetting."""
+    """Return settings by their names, as the record has them. Raises InvalidSetting.
+
+    May ask the name service, which may take its time: with no lock held.
+    """
     return parse_by(_RULES, changes, "a volume has no setting")
 
 

@@ -12,7 +12,8 @@
  * 2. An entry is read whole, and stored whole (table_store). Inside the gate it may change under a
  *    request, and whatever it saw stays true until it leaves; README.md says why.
  * 3. A request is done here in full or, from its start, by Python. Reading or writing a part of it
- *    twice does no harm: it has not been answered yet.
+ *    twice does no harm: it has not been answered yet. So a large one leaves the gate and enters it
+ *    again between its portions, and nobody who closes it waits for more than one.
  * 4. A volume lives as long as it has users: Python's object, and each connection.
  *
  * Thread-safety: any thread. Offsets, counts and sizes are bytes, but for `blocks`. */

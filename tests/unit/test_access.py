@@ -5,20 +5,24 @@ import os
 import pwd
 import socket
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thinpoold import access
 from thinpoold.access import (
     ANYONE,
     AccessDenied,
+    GroupsNeeded,
     Peer,
     TooManyClients,
     admit,
     allows,
     parse_rules,
     rules_text,
+    with_groups,
 )
 from thinpoold.errors import InvalidSetting
 from thinpoold.peers import address_in
@@ -86,7 +90,39 @@ def test_an_address_is_no_network_and_the_message_says_which_it_is_in() -> None:
     ],
 )
 def test_who_may(rules: str, peer: Peer, may: bool) -> None:
-    assert allows(rules, peer) == may
+    assert allows(rules, with_groups(peer)) == may
+
+
+def test_judging_asks_no_name_service() -> None:
+    """Whoever judges may hold a lock: it is told that somebody has to ask."""
+    with pytest.raises(GroupsNeeded):
+        allows("group:4711", SOMEBODY)
+    with pytest.raises(GroupsNeeded):
+        admit(SOMEBODY, "v", "user:4712,group:4711", 0, 0)
+    # What is known of a peer is enough for these.
+    assert allows("group:4712", SOMEBODY)
+    assert allows("group:4711,user:4711", Peer(uid=0))
+    assert not allows("group:4711", FAR)
+
+
+def test_groups_are_those_that_the_system_says() -> None:
+    for user in (NOBODY, pwd.getpwuid(os.getuid())):
+        found = with_groups(Peer(user.pw_uid, user.pw_gid)).groups
+        assert found == frozenset(os.getgrouplist(user.pw_name, user.pw_gid))
+    assert with_groups(SOMEBODY).groups == frozenset()
+    assert with_groups(FAR).groups == frozenset()
+
+
+def test_a_user_in_many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    def groups(name: bytes, gid: int, found: Any, count: Any) -> int:
+        room, count._obj.value = count._obj.value, 1000
+        if room < 1000:
+            return -1
+        found[:1000] = range(1000)
+        return 1000
+
+    monkeypatch.setattr(access, "_getgrouplist", groups)
+    assert with_groups(Peer(NOBODY.pw_uid, 1)).groups == frozenset(range(1000))
 
 
 def test_refusals_name_who_and_why() -> None:

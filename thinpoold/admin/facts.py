@@ -106,7 +106,7 @@ def info(pool: Pool, name: str) -> Fact:
         snapshots = [one.name for one in pool.registry if one.origin == record.uuid]
         details = pool.metadata.details(record.dev_id)
         owed = pool.core.reservations.of(record.uuid)
-    (fact,) = describe(pool, [record])
+    fact = describe_one(pool, record)
     return {
         **fact,
         "shared": fact["mapped"] - fact["exclusive"],
@@ -159,6 +159,13 @@ def describe(pool: Pool, records: Iterable[VolumeRecord]) -> list[Fact]:
         except NotFound:
             continue
     return found
+
+
+def describe_one(pool: Pool, record: VolumeRecord) -> Fact:
+    """Return what `list` says of one volume. Raises `NoSuchVolume` when it is gone meanwhile."""
+    for fact in describe(pool, [record]):
+        return fact
+    raise NoSuchVolume(f"volume {record.name!r} has been deleted meanwhile")
 
 
 def _describe(pool: Pool, record: VolumeRecord) -> Fact:

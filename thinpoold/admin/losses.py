@@ -3,7 +3,8 @@
 Until then no client opens the volume: the one that was answered may be any of them, and would be
 told by its next flush that all is well (`ledger`).
 
-Thread-safety: any thread; one at a time.
+Thread-safety: any thread. `Pool.accepting` is held for one acceptance, its commit included: a
+second one of the same loss would take back what is known of a client that has come since.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ def accept_loss(pool: Pool, names: Sequence[str], dry_run: bool = False) -> Fact
     The volume's content is another than its clients know, so its generation goes up. Raises
     `NoSuchVolume`, and `UserError` for a volume of which nothing is lost: then none is accepted.
     """
+    with pool.accepting:
+        return _accept_loss(pool, list(dict.fromkeys(names)), dry_run=dry_run)
+
+
+def _accept_loss(pool: Pool, names: Sequence[str], *, dry_run: bool) -> Fact:
     core = pool.core
-    names = list(dict.fromkeys(names))
     with pool.looking():
         records = _lost(pool, names)
     losses = {record.name: core.losses.of(record.uuid) for record in records}

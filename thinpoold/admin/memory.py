@@ -23,19 +23,21 @@ def memory(pool: Pool) -> Fact:
     data_cache = device.cache if isinstance(device, DirectDevice) else None
     with pool.core.lock:
         tables = [volume.table for volume in pool.core.volumes.values()]
-        return {
-            "resident": _resident(),
-            "metadata_cache": pool.metadata.memory_bytes(),
-            "data_cache": data_cache.resident_bytes if data_cache is not None else 0,
-            "mapping_tables": sum(table.resident_bytes() for table in tables),
-            "unwritten": 0 if device.direct else device.writeout.unwritten,
-            "bounds": {
-                "metadata_cache": pool.metadata.memory_limit,
-                "data_cache": data_cache.limit_bytes if data_cache is not None else 0,
-                "mapping_tables": sum(table.limit_bytes for table in tables),
-                "unwritten": 0 if device.direct else device.writeout.limit_bytes,
-            },
-        }
+        metadata_cache = pool.metadata.memory_bytes()
+    return {
+        "resident": _resident(),
+        "metadata_cache": metadata_cache,
+        "data_cache": data_cache.resident_bytes if data_cache is not None else 0,
+        # Without the lock: of a large table it takes a while. One that is closed meanwhile is none.
+        "mapping_tables": sum(table.resident_bytes() for table in tables),
+        "unwritten": 0 if device.direct else device.writeout.unwritten,
+        "bounds": {
+            "metadata_cache": pool.metadata.memory_limit,
+            "data_cache": data_cache.limit_bytes if data_cache is not None else 0,
+            "mapping_tables": sum(table.limit_bytes for table in tables),
+            "unwritten": 0 if device.direct else device.writeout.limit_bytes,
+        },
+    }
 
 
 def _resident() -> int:

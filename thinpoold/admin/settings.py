@@ -1,6 +1,10 @@
 """The pool's settings and size: get, set, grow.
 
-Thread-safety: any thread; those that change, one at a time.
+A pool grows in portions, each a commit: the space map of 100 TiB is 100,000 blocks of metadata,
+which would keep everybody from the metadata lock for seconds, and be in memory at once. A crash
+between portions leaves a pool that has grown by some; `grow` again takes it the rest of the way.
+
+Thread-safety: any thread. `Pool.growing` is held by the one that grows.
 """
 
 from __future__ import annotations
@@ -8,8 +12,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
+from thinmeta.format.bitmap import ENTRIES_PER_BITMAP
 from thinpoold import lives, volume_settings
 from thinpoold.admin.facts import Fact, data_space
 from thinpoold.direct import check_direct
@@ -20,6 +25,9 @@ from thinpoold.settings import Value
 from thinpoold.sizes import check_pool_size, exact_size
 
 log = logging.getLogger(__name__)
+
+# So many blocks are added at a time: 12 ms of the metadata lock, and 128 blocks of metadata.
+_PORTION_BLOCKS: Final = 128 * ENTRIES_PER_BITMAP
 
 
 def get_settings(pool: Pool, volume: str | None = None) -> Fact:
@@ -37,26 +45,40 @@ def set_settings(pool: Pool, settings: Mapping[str, Value], volume: str | None =
     Raises `InvalidSetting`, `NoSuchVolume`, `DeviceError` for a cache that the device cannot have.
     """
     if volume is not None:
-        volume_settings.parse(settings)
+        # Before anything is locked: a rule's user or group is asked of the name service.
+        changes = volume_settings.parse(settings)
         # With its gate closed, so that no write that has begun ends on a read-only volume.
         with pool.changing(quiet=[volume]) as begin:
-            record = volume_settings.changed(pool.registry.get(volume), settings)
+            record = dataclasses.replace(pool.registry.get(volume), **changes)
             begin()
             pool.put_volume(record)
         return get_settings(pool, volume)
-    changed = pool.record.settings.changed(settings)
-    if "cache" in settings and changed.cache == "bufio":
+    if pool.record.settings.changed(settings).cache == "bufio" and "cache" in settings:
         check_direct(pool.device.path)
     with pool.changing() as begin:
+        changed = pool.record.settings.changed(settings)
         begin()
         pool.put_record(dataclasses.replace(pool.record, settings=changed))
     return get_settings(pool)
 
 
 def grow(pool: Pool, size: int) -> Fact:
-    """Make the data device larger, to `size` bytes. Raises `InvalidSize`, `DeviceError`."""
+    """Make the data device larger, to `size` bytes.
+
+    Raises `InvalidSize`, `DeviceError`, and what a commit raises; then the pool may have grown by a
+    part.
+    """
+    check_pool_size(size, pool.core.block_size)
+    with pool.growing:
+        _grow(pool, size)
+    with pool.core.lock:
+        answer: dict[str, Any] = data_space(pool)
+    log.info("the data device has %s now", exact_size(answer["size"]))
+    return {"data": answer}
+
+
+def _grow(pool: Pool, size: int) -> None:
     core = pool.core
-    check_pool_size(size, core.block_size)
     old = pool.metadata.data_blocks
     blocks = size // core.block_size
     if blocks < old:
@@ -69,12 +91,11 @@ def grow(pool: Pool, size: int) -> Fact:
     pool.device.resize(blocks * core.block_size)
     if blocks > old:
         mark = lives.moved(pool.device, pool.record, blocks * core.block_size)
-        _grow_metadata(pool, old, blocks, mark)
-        core.modes.space_found()
-    with core.lock:
-        answer: dict[str, Any] = data_space(pool)
-    log.info("the data device has %s now", exact_size(answer["size"]))
-    return {"data": answer}
+        while old < blocks:
+            upto = min(blocks, old - old % _PORTION_BLOCKS + _PORTION_BLOCKS)
+            _grow_metadata(pool, old, upto, mark)
+            core.modes.space_found()
+            old = upto
 
 
 def _grow_metadata(pool: Pool, old: int, blocks: int, mark: MarkState) -> None:

@@ -8,15 +8,15 @@ Invariants
    keeps its name and uuid, and its old device becomes a snapshot's, or is left to `deletion`. One
    transaction.
 
-Thread-safety: any thread; one at a time, but for what `begin_rollback` returns.
+Thread-safety: any thread.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from thinpoold.admin.facts import Fact, describe
+from thinpoold.admin.facts import Fact, describe, describe_one
 from thinpoold.errors import NoSpace, UserError, VolumeExists, VolumeInUse
 from thinpoold.names import MAX_NAME_BYTES
 from thinpoold.pool import Pool
@@ -59,15 +59,6 @@ def rollback(
     `force` does that under a client that may come back. Raises `NoSuchVolume`, `VolumeInUse` while
     clients have the volume open.
     """
-    return begin_rollback(pool, name, snapshot, discard_current, force)()
-
-
-def begin_rollback(
-    pool: Pool, name: str, snapshot: str, discard_current: bool = False, force: bool = False
-) -> Callable[[], Fact]:
-    """Do the transaction of `rollback`; what it discards goes in the function returned, beside
-    other changes.
-    """
     if name == snapshot:
         raise UserError(f"{name!r} cannot be rolled back to itself: name one of its snapshots")
     kept = None
@@ -96,15 +87,13 @@ def begin_rollback(
         record = volume.jumped(dev_id=new, size=source.size)
         pool.put_volume(record)
     pool.core.ledger.forget(record.uuid)
-    (fact,) = describe(pool, [record])
-    answer: Fact = {"volume": fact, "kept": kept.name if kept is not None else None}
-
-    def finish() -> Fact:
-        if discard_current:
-            pool.deletion.finish([old])
-        return answer
-
-    return finish
+    answer: Fact = {
+        "volume": describe_one(pool, record),
+        "kept": kept.name if kept is not None else None,
+    }
+    if discard_current:
+        pool.deletion.finish([old])
+    return answer
 
 
 def _snapshot(pool: Pool, origin: VolumeRecord, name: str, *, read_only: bool) -> VolumeRecord:

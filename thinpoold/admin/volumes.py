@@ -1,20 +1,21 @@
 """Volumes: create, resize, rename, delete.
 
-Thread-safety: any thread; one at a time, but for what `begin_delete` returns.
+Thread-safety: any thread.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from thinmeta.thin import ThinMetadata
 from thinpoold import discard
-from thinpoold.admin.facts import Fact, describe
+from thinpoold.admin.facts import Fact, describe_one
 from thinpoold.errors import InvalidSize, NoSpace, VolumeInUse
 from thinpoold.pool import Pool
 from thinpoold.sizes import SECTOR, check_volume_size, exact_size
-from thinpoold.volumes import new_record
+from thinpoold.volume import Volume
+from thinpoold.volumes import VolumeRecord, new_record
 
 
 def create(
@@ -53,7 +54,7 @@ def create(
         record = new_record(name, dev_id, size, read_only=read_only, reserve=reserve)
         pool.put_volume(record)
         core.reservations.promise(record.uuid, blocks)
-    return describe(pool, [record])[0]
+    return describe_one(pool, record)
 
 
 def resize(pool: Pool, name: str, size: int, shrink: bool = False, force: bool = False) -> Fact:
@@ -62,38 +63,66 @@ def resize(pool: Pool, name: str, size: int, shrink: bool = False, force: bool =
     What a smaller volume leaves of its last block stays there, out of sight, and is zeroed when the
     volume grows over it: so until its commit neither way changes what a crash would bring back.
 
+    To zero it takes a new block where a snapshot shares the last one: without a free one the
+    command fails at once, for an administrator can make room and try again.
+
     Raises `NoSuchVolume`, `InvalidSize`, `VolumeInUse` when an open volume would shrink, `NoSpace`
-    without address space for the larger volume's mapping table.
+    without address space for the larger volume's mapping table, or without that block.
     """
     check_volume_size(size, pool.core.block_size)
-    volume = pool.open_volume(name)
-    try:
-        if size < volume.size and not shrink:
-            raise InvalidSize(
-                f"volume {name!r} has {exact_size(volume.size)}: to make it smaller, and lose "
-                "what is cut off, say --shrink"
-            )
-        # Before anything is touched, which zeroing may: it breaks sharing.
-        table = volume.table_for(size)
-        if size > volume.size:
-            discard.zero_beyond_end(volume)
-        with pool.changing(quiet=[name]) as begin:
-            record = pool.registry.get(name)
-            if size < record.size:
-                _check_closed(pool, record.uuid, name, but_for=1)
-                pool.check_absent(record, force=force)
-            begin()
-            if size < record.size:
-                discard.remove(volume, -(-size // pool.core.block_size), volume.blocks)
-                changed = record.jumped(size=size)
-            else:
-                changed = dataclasses.replace(record, size=size)
-            pool.put_volume(changed, table)
-    finally:
-        pool.close_volume(volume)
+    while True:
+        volume = pool.open_volume(name)
+        try:
+            changed = _resize(pool, volume, name, size, shrink=shrink, force=force)
+        finally:
+            pool.close_volume(volume)
+        # Else another command has changed the size, or the name, in between.
+        if changed is not None:
+            return describe_one(pool, changed)
+
+
+def _resize(
+    pool: Pool, volume: Volume, name: str, size: int, *, shrink: bool, force: bool
+) -> VolumeRecord | None:
+    """Resize an open volume; None, with nothing changed, when it is not what it was at first."""
+    old = volume.size
+    if size < old and not shrink:
+        raise InvalidSize(
+            f"volume {name!r} has {exact_size(old)}: to make it smaller, and lose what is cut off, "
+            "say --shrink"
+        )
+    # Before anything is touched, which zeroing may: it breaks sharing.
+    table = volume.table_for(size)
+    if size > old:
+        _zero_beyond(volume, old)
+    with pool.changing(quiet=[name]) as begin:
+        record = pool.registry.get(name)
+        if (record.uuid, record.size) != (volume.uuid, old):
+            return None
+        if size < old:
+            _check_closed(pool, record.uuid, name, but_for=1)
+            pool.check_absent(record, force=force)
+        begin()
+        if size < old:
+            discard.remove(volume, -(-size // pool.core.block_size), volume.blocks)
+            changed = record.jumped(size=size)
+        else:
+            changed = dataclasses.replace(record, size=size)
+        pool.put_volume(changed, table)
     if changed.generation != record.generation:
         pool.core.ledger.forget(record.uuid)
-    return describe(pool, [changed])[0]
+    return changed
+
+
+def _zero_beyond(volume: Volume, end: int) -> None:
+    try:
+        discard.zero_beyond(volume, end)
+    except NoSpace as error:
+        raise NoSpace(
+            f"volume {volume.name!r} cannot grow: a snapshot shares its last block, and what lies "
+            f"behind its end is zeroed in a new one: {error}; grow the pool, or delete or discard "
+            "something"
+        ) from None
 
 
 def rename(pool: Pool, old: str, new: str, force: bool = False) -> Fact:
@@ -109,7 +138,7 @@ def rename(pool: Pool, old: str, new: str, force: bool = False) -> Fact:
         begin()
         changed = dataclasses.replace(record, name=new)
         pool.put_volume(changed)
-    return describe(pool, [changed])[0]
+    return describe_one(pool, changed)
 
 
 def delete(pool: Pool, names: Sequence[str], dry_run: bool = False, force: bool = False) -> Fact:
@@ -119,17 +148,9 @@ def delete(pool: Pool, names: Sequence[str], dry_run: bool = False, force: bool 
     returns. `force` deletes one that a client may come back to. Raises `NoSuchVolume`,
     `VolumeInUse`; then none is deleted.
     """
-    return begin_delete(pool, names, dry_run, force)()
-
-
-def begin_delete(
-    pool: Pool, names: Sequence[str], dry_run: bool = False, force: bool = False
-) -> Callable[[], Fact]:
-    """Do the transaction of `delete`; the rest is the function returned, beside other changes."""
     names = list(dict.fromkeys(names))
     if dry_run:
-        would = _fact_of_deletion(pool, names, _would_free(pool, names), dry_run=True)
-        return lambda: would
+        return _fact_of_deletion(pool, names, _would_free(pool, names), dry_run=True)
     with pool.changing() as begin:
         records = [pool.registry.get(name) for name in names]
         for record in records:
@@ -141,8 +162,8 @@ def begin_delete(
     for record in records:
         pool.core.ledger.remove(record.uuid)
         pool.core.losses.forget(record.uuid)
-    devices = [record.dev_id for record in records]
-    return lambda: _fact_of_deletion(pool, names, pool.deletion.finish(devices), dry_run=False)
+    freed = pool.deletion.finish([record.dev_id for record in records])
+    return _fact_of_deletion(pool, names, freed, dry_run=False)
 
 
 def _fact_of_deletion(pool: Pool, names: list[str], freed: int, *, dry_run: bool) -> Fact:

@@ -3,16 +3,14 @@
 Invariants
 
 1. Whatever the line holds and whatever a method raises, an answer comes out; nothing propagates.
-2. Methods that change the pool run one at a time, whichever connection they come from, so that
-   what a method checked still holds when it acts. Those that only look do not wait for them; nor
-   does anybody wait for what a method leaves to do when its change is made.
+2. No method waits for another here. What a method checked still holds when it acts because it does
+   both in one stay in the metadata lock (`Pool.changing`), which nobody waits in: so one that waits
+   for space, for the disk or for a name service keeps no other command waiting.
 
 Thread-safety: `answer` and `call` may be called from any thread.
 """
 
-import contextlib
 import logging
-import threading
 
 from thinpoold.control import jsonrpc
 from thinpoold.control.codes import to_rpc
@@ -28,7 +26,6 @@ class Dispatcher:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._changing = threading.Lock()
 
     def answer(self, line: bytes) -> bytes:
         """Return the line that answers one line; nothing when all in it are notifications."""
@@ -44,9 +41,7 @@ class Dispatcher:
             known = ", ".join(METHODS)
             raise RpcError(METHOD_NOT_FOUND, f"no method {name[:40]!r}; there are: {known}")
         params = bind(method.params, given)
-        with self._changing if method.changes else contextlib.nullcontext():
-            result = method.run(self._host, params)
-        return result() if callable(result) else result
+        return method.run(self._host, params)
 
     def _respond(self, call: Request | RpcError) -> bytes | None:
         if isinstance(call, RpcError):

@@ -35,7 +35,9 @@ with a running pool goes through here, and the results are what its `--json` pri
 - A message that makes no sense gets an error; the connection goes on, and so do others.
 - At most {MAX_CONNECTIONS} connections are open. One more takes the place of the one that has been
   idle longest.
-- Methods that change the pool run one at a time. When the answer comes, the change is durable.
+- Methods run beside each other, those of one connection in turn. Each change is made whole or not
+  at all, one after the other; none waits for what another waits for. When the answer comes, the
+  change is durable.
 """
 
 _FIXED = (

@@ -3,8 +3,7 @@
 The one list behind the control socket, the command line on a stopped pool, and the documentation.
 A method does what the verb of the same name does, and returns the fields of its `--json`.
 
-Thread-safety: the table is constant. Methods run on whatever thread calls; those that change the
-pool are marked, and the dispatcher runs them one at a time.
+Thread-safety: the table is constant. Methods run on whatever thread calls, several at a time.
 """
 
 import socket
@@ -32,8 +31,6 @@ _FINISH_SECONDS = 10.0
 
 Params: TypeAlias = dict[str, Json]
 Result: TypeAlias = dict[str, Json]
-# The result, or what does the rest of the work and returns it.
-Outcome: TypeAlias = Result | Callable[[], Result]
 
 
 class Host(Protocol):
@@ -62,14 +59,13 @@ class Host(Protocol):
 class Method:
     """One method. `doc` opens with a line of summary; `returns` says what the result holds.
 
-    Others that change the pool wait for `run`, not for what it leaves to do. `effect` is what it
-    does that is more than to look and less than to change the pool.
+    `effect` is what it does that is more than to look and less than to change the pool.
     """
 
     name: str
     doc: str
     returns: str
-    run: Callable[[Host, Params], Outcome]
+    run: Callable[[Host, Params], Result]
     params: tuple[Param, ...] = ()
     changes: bool = False
     effect: str = ""
@@ -124,17 +120,17 @@ def _reconnect(host: Host, params: Params) -> Result:
     return {**fact, "uri": volume_uri(host.server_uri, export), "left": left}
 
 
-def _admin(function: str) -> Callable[[Host, Params], Outcome]:
+def _admin(function: str) -> Callable[[Host, Params], Result]:
     """Return a method that is one function of thinpoold.admin, parameters and all.
 
     Imported when it is called: the documentation and the command line's help need only the table.
     """
 
-    def run(host: Host, params: Params) -> Outcome:
+    def run(host: Host, params: Params) -> Result:
         from thinpoold import admin
 
-        outcome: Outcome = getattr(admin, function)(host.pool, **params)
-        return outcome
+        result: Result = getattr(admin, function)(host.pool, **params)
+        return result
 
     return run
 
@@ -329,7 +325,7 @@ METHODS: dict[str, Method] = {
             "They are gone for good in one transaction; then their space is given back, and the "
             "answer comes.",
             "`volumes` (names), `freed` (bytes), `dry_run`",
-            _admin("begin_delete"),
+            _admin("delete"),
             (
                 Param("names", TEXTS, "the volumes"),
                 Param("dry_run", FLAG, "only say what would be freed", False),
@@ -342,7 +338,7 @@ METHODS: dict[str, Method] = {
             "Make a volume's content that of a snapshot. Newer snapshots stay.",
             "`volume`, as `list` has it; `kept`, the name of the snapshot that holds what the "
             "volume held before, or null",
-            _admin("begin_rollback"),
+            _admin("rollback"),
             (
                 _NAME,
                 Param("snapshot", TEXT, "the volume whose content it gets"),

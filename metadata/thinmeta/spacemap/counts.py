@@ -92,6 +92,10 @@ class SpaceMap:
         self._load()
         return self._high[bitmap] & U32
 
+    def warm(self) -> None:
+        """Have the index in memory, which else whoever comes first reads."""
+        self._load()
+
     def free_entries(self, bitmap: int) -> int:
         """The set of entries of the bitmap that may be handed out."""
         data = self._tm.read(self._blocknr(bitmap), Kind.BITMAP).data

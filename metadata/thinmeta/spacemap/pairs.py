@@ -12,6 +12,7 @@ Thread safety: pure functions; the caller owns the buffers it passes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -19,6 +20,9 @@ from thinmeta.format.bitmap import BITMAP_HEADER_SIZE, ENTRIES_PER_BITMAP
 
 EVERY: Final[int] = ((1 << 2 * ENTRIES_PER_BITMAP) - 1) // 3
 """The set of all entries of a bitmap."""
+
+_FEW_RUNS: Final = 8
+_ONES: Final = re.compile("1+")
 
 
 def entry_set(begin: int, end: int) -> int:
@@ -69,6 +73,11 @@ def first_run(entries: int) -> tuple[int, int]:
 
 def runs(entries: int) -> Iterator[tuple[int, int]]:
     """All runs (begin, end) of a set, ascending."""
+    if (entries & ~(entries << 2)).bit_count() > _FEW_RUNS:
+        # One character an entry: to search that takes a twentieth of shifting the set for each run.
+        for run in _ONES.finditer(f"{entries:b}"[::-2]):
+            yield run.span()
+        return
     base = 0
     while entries:
         begin, end = first_run(entries)

@@ -87,14 +87,17 @@ class Withheld:
         """The open transaction has freed the blocks begin..end-1."""
         self._add(self._open, begin, end)
 
-    def freeze(self) -> list[Range]:
-        """The open transaction is closed; what it freed."""
+    def freeze(self) -> None:
+        """The open transaction is closed."""
         self._frozen, self._open = self._open, {}
+
+    def frozen(self) -> list[Range]:
+        """What the transaction that is being committed has freed."""
         return ranges(self._frozen)
 
     def committed(self) -> list[Range]:
         """The frozen transaction is durable; what it freed, still withheld until `release`."""
-        freed = ranges(self._frozen)
+        freed = self.frozen()
         for bitmap, entries in self._frozen.items():
             self._durable[bitmap] = self._durable.get(bitmap, 0) | entries
         self._frozen = {}

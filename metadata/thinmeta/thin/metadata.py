@@ -102,6 +102,11 @@ class ThinMetadata(Facts):
         self._load(None)
         return self
 
+    def warm(self) -> None:
+        """Read what the first allocation would have to: the index of the data space map, which for
+        100 TiB is 100,000 entries.  Raises `Corrupt`, `StoreError`."""
+        self._data.warm()
+
     # --- devices --------------------------------------------------------------------------------
 
     def device_ids(self) -> list[int]:
@@ -286,7 +291,8 @@ class ThinMetadata(Facts):
         superblock.octets[:] = self._superblock().pack()
         self._superblock_changed = False
         self._data.withheld.freeze()
-        freed = self._metadata.withheld.freeze()
+        self._metadata.withheld.freeze()
+        freed = self._metadata.withheld.frozen()
         return self._tm.freeze([n for begin, count in freed for n in range(begin, begin + count)])
 
     def write(self, frozen: FrozenTransaction) -> None:

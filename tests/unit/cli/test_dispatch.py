@@ -1,4 +1,5 @@
-"""Methods behind the control socket: parameters checked, errors with codes, changes one by one."""
+"""Methods behind the control socket: parameters checked, errors with codes, and none waits for
+another."""
 
 import json
 import threading
@@ -124,59 +125,32 @@ def test_whatever_comes_is_answered_with_one_line(line: bytes) -> None:
     json.loads(answer)
 
 
-def test_changes_run_one_at_a_time_and_looks_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    entered, leave = threading.Event(), threading.Event()
-    inside: list[int] = []
+def test_no_method_waits_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a look and not a change for a change that waits, for whatever that may be."""
+    waiting, leave = threading.Event(), threading.Event()
 
-    def change(host: Host, given: Params) -> Result:
-        inside.append(1)
-        assert len(inside) == 1
-        entered.set()
+    def wait(host: Host, given: Params) -> Result:
+        waiting.set()
         assert leave.wait(60)
-        inside.pop()
-        return {}
+        return {"waited": True}
 
     table = {
-        "change": Method("change", "", "", change, changes=True),
+        "wait": Method("wait", "", "", wait, changes=True),
+        "change": Method("change", "", "", lambda host, given: {"changed": True}, changes=True),
         "look": Method("look", "", "", lambda host, given: {}),
     }
     monkeypatch.setattr(dispatch, "METHODS", table)
     dispatcher = Dispatcher(FakeHost())
-    results: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: results.append(dispatcher.call("change", {})))
-        for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    assert entered.wait(60)
-    assert dispatcher.call("look", {}) == {}
-    leave.set()
-    for thread in threads:
-        thread.join()
-    assert results == [{}, {}, {}]
-
-
-def test_nobody_waits_for_what_a_change_leaves_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, leave = threading.Event(), threading.Event()
-
-    def rest() -> Result:
-        begun.set()
-        assert leave.wait(60)
-        return {"rest": "done"}
-
-    table = {
-        "long": Method("long", "", "", lambda host, given: rest, changes=True),
-        "change": Method("change", "", "", lambda host, given: {}, changes=True),
-    }
-    monkeypatch.setattr(dispatch, "METHODS", table)
-    dispatcher = Dispatcher(FakeHost())
     with ThreadPoolExecutor() as threads:
-        answer = threads.submit(dispatcher.call, "long", {})
-        assert begun.wait(60)
-        assert dispatcher.call("change", {}) == {}
-        leave.set()
-        assert answer.result() == {"rest": "done"}
+        answers = [threads.submit(dispatcher.call, "wait", {}) for _ in range(3)]
+        try:
+            assert waiting.wait(60)
+            assert dispatcher.call("change", {}) == {"changed": True}
+            assert dispatcher.call("look", {}) == {}
+            assert not any(answer.done() for answer in answers)
+        finally:
+            leave.set()
+        assert [answer.result() for answer in answers] == [{"waited": True}] * 3
 
 
 KINDS: dict[params.Kind, list[Any]] = {

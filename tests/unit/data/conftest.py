@@ -1,4 +1,7 @@
-"""A pool in memory for each test that asks, checked when the test lets it go."""
+"""A pool in memory for each test that asks, checked when the test lets it go.
+
+All locks have a clock (`tests.support.lockclock`).
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,7 +9,16 @@ from typing import Any
 
 import pytest
 
+from tests.support.lockclock import Clock, watching
 from tests.unit.data.rigs import Rig
+
+
+@pytest.fixture(autouse=True)
+def clock() -> Iterator[Clock]:
+    """Fails the test when somebody waits for long, or for ever, with a lock in hand."""
+    with watching() as clock:
+        yield clock
+    assert clock.complaints == []
 
 
 @pytest.fixture

@@ -55,7 +55,9 @@ def test_a_block_is_not_written_in_place_while_it_is_copied_after_a_deletion(rig
     dev_id = volume.dev_id
     rig.pool.close_volume(volume)
     rig.pool.close_volume(volume)
-    finish_deletion = admin.begin_delete(rig.pool, ["v"])
+    with rig.pool.changing() as begin:
+        begin()
+        rig.pool.remove_volume(rig.pool.registry.get("v"))
     reached, go = rig.device.hold("write_all")
     with threads(2) as pool:
         first = pool.submit(snap.pwrite, b"1" * PIECE, 3 * BLOCK)
@@ -72,7 +74,6 @@ def test_a_block_is_not_written_in_place_while_it_is_copied_after_a_deletion(rig
         finish(first, second)
     assert read(snap, 3 * BLOCK, PIECE) == b"1" * PIECE
     assert read(snap, 3 * BLOCK + 2 * PIECE, PIECE) == b"2" * PIECE
-    del finish_deletion
 
 
 def test_a_volume_never_reads_what_the_other_owner_writes_when_it_is_alone(rig: Rig) -> None:

@@ -223,7 +223,7 @@ def test_what_cannot_be_marked_is_told(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "pwrite", fail)
-    acts: list[Callable[[], None]] = [
+    acts: list[Callable[[], object]] = [
         lambda: ledger.opened(A),
         lambda: ledger.lose([A]),
         lambda: ledger.committed(8),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support.lockclock import Clock
 from tests.unit.data.rigs import BLOCK, Rig, finish, read, spin, threads
 from thinpoold import admin, discard
 from thinpoold.errnos import OutOfRange, ReadOnlyVolume
@@ -63,7 +64,8 @@ def test_a_miss_brings_in_what_follows(new_rig: Callable[..., Rig]) -> None:
 
     def known(volume: Volume, block: int, count: int = 1) -> int:
         volume.table.drop()
-        volume.pread(bytearray(count * BLOCK), block * BLOCK)
+        with rig.pool.core.lock:
+            volume.fill(block, block + count)
         assert all(volume.table.entries[block : block + count])
         return volume.blocks - volume.table.entries.tolist().count(0)
 
@@ -178,9 +180,10 @@ def test_skip_zeroing_writes_nothing_beside_the_data(new_rig: Callable[..., Rig]
     assert read(volume, 0, 2048) == b"\xa5" * 512 + b"n" * 512 + b"\xa5" * 1024
 
 
-def test_blocks_larger_than_a_buffer(new_rig: Callable[..., Rig]) -> None:
+def test_blocks_larger_than_a_buffer(new_rig: Callable[..., Rig], clock: Clock) -> None:
     """Zeroing and copying around a write take other ways there."""
     size = 4 << 20
+    clock.most_in_gate = 0.1
     rig = new_rig(blocks=16, block_size=size, settings=Settings(discard="nopassdown"))
     other = rig.create("other", size=16 * size)
     other.pwrite(b"\xa5" * (16 * size), 0)

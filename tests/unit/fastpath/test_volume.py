@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.fastpath import READ, SOURCES, WAITS, Hold
+from tests.support.fastpath import READ, SOURCES, WAITS, WRITE, Hold
 from thinpoold import fastpath, mapping_table
 from thinpoold.fastlib import FastVolume, Library
 from thinpoold.gate import Gate
 from thinpoold.mapping_table import MappingTable
+from thinpoold.provision import MAX_RUN_BYTES
 
 BLOCK = 65536
 DATA_BLOCKS = 8
@@ -312,6 +313,74 @@ def test_whoever_closes_waits_for_those_inside(
     reader.join()
     assert seen == [content(0, 512)]
     assert sorted(order) == ["closed", "read"]
+    hold.close()
+
+
+# Several portions, and not a multiple of one.
+LARGE = 10 * (1 << 20) + 512
+
+
+def large(library: Library, device: int) -> Shown:
+    """A volume of 11 MiB, all of it in the few data blocks that there are."""
+    shown = Shown(library, device, 176)
+    for block in range(176):
+        shown.table.set_run(block, block % DATA_BLOCKS, 1, writable=True)
+    return shown
+
+
+def test_both_sides_have_the_same_portion() -> None:
+    source = (SOURCES / "volume.c").read_text()
+    assert f"#define PORTION_BYTES ({MAX_RUN_BYTES >> 20}u << 20)" in source
+
+
+def test_a_request_of_several_portions(library: Library, device: int) -> None:
+    shown = large(library, device)
+    whole = b"".join(content(block % DATA_BLOCKS) for block in range(176))
+    assert shown.read(300, LARGE) == whole[300 : 300 + LARGE]
+    assert shown.write(0, b"x" * LARGE)
+    assert os.pread(device, BLOCK, 3 * BLOCK) == b"x" * BLOCK
+    assert shown.credit.value == (1 << 40) - LARGE
+
+
+def test_of_a_large_request_for_python_nothing_is_done(library: Library, device: int) -> None:
+    shown = large(library, device)
+    shown.table.set_run(150, 1, 1, writable=False)
+    shown.table.drop_range(155, 156)
+    assert not shown.write(0, b"x" * LARGE)
+    assert os.pread(device, BLOCK, 0) == content(0)
+    assert shown.read(0, LARGE) is None
+    assert shown.read(0, 176 * BLOCK + 512) is None
+
+
+@pytest.mark.parametrize("kind", [READ, WRITE])
+def test_whoever_closes_waits_for_one_portion(
+    hooks: Path, device: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What is left of the request goes to Python, which waits at its own gate."""
+    hold = Hold(tmp_path / "hold")
+    monkeypatch.setenv("FASTPATH_TEST_HOOKS", str(hold.directory))
+    shown = large(Library(hooks), device)
+    gate = Gate(shown.volume)
+    seen: list[object] = []
+
+    def request() -> None:
+        done = shown.read(0, LARGE) if kind == READ else shown.write(0, b"x" * LARGE)
+        seen.append(done)
+
+    def close() -> None:
+        with gate.closed():
+            requester.join()
+
+    hold.arm(kind)
+    requester = threading.Thread(target=request)
+    requester.start()
+    assert hold.next() == kind
+    closer = threading.Thread(target=close)
+    closer.start()
+    assert hold.next() == WAITS
+    hold.go()
+    closer.join()
+    assert seen in ([None], [False])
     hold.close()
 
 

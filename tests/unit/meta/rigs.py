@@ -45,7 +45,8 @@ class Rig:
     def commit(self) -> None:
         """All that changed becomes the store's content."""
         self.counts.save()
-        freed = self.counts.withheld.freeze()
+        self.counts.withheld.freeze()
+        freed = self.counts.withheld.frozen()
         erased = [n for begin, count in freed for n in range(begin, begin + count)]
         frozen = self.tm.freeze(erased)
         self.tm.write(frozen)
