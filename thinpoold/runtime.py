@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 # One variable, one JSON document: what `thinpoold` leaves to the process it becomes.
 ENVIRONMENT = "THINPOOLD_RUNTIME"
 READY_FD = "THINPOOLD_READY_FD"
+# Set when stderr goes to a program that keeps the log (`logkeeper`).
+LOG_KEPT = "THINPOOLD_LOG_KEPT"
 
 _LOOK_AGAIN = 0.1
 # How long clients may take their answers at the end. Longer than a write that is slow; one that
@@ -73,6 +75,8 @@ class Runtime:
     stopping: bool = False
     # How many of nbdkit's threads serve one connection; 0 when that is not known.
     threads: int = 0
+    # Whether a program keeps the log, to which connections are to be introduced.
+    log_kept: bool = False
     # Where nbdkit waits for clients.
     addresses: clients.Addresses = frozenset()
     _server: ControlServer | None = field(default=None, repr=False)
@@ -238,6 +242,7 @@ def from_environment() -> Runtime:
         notify.from_environment(),
     )
     runtime.threads = left["threads"]
+    runtime.log_kept = os.environ.pop(LOG_KEPT, "") == "1"
     # nbdkit listens already. Later there may be too many clients to look.
     runtime.addresses = clients.listening()
     _outlive_parent()
