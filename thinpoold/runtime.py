@@ -10,11 +10,14 @@
 Invariants
 
 1. Readiness is reported once, when control socket and pool both answer, or with the reason why not.
-2. The end has one way in: SIGTERM or SIGINT, which `thinpoold` blocked before it became nbdkit, and
-   which one thread waits for. nbdkit alone would wait for idle clients to speak before it ends; so
-   the thread hangs up on the clients first. What they have asked for is carried out, and answered
-   where nbdkit can be had to (see thinpoold.clients); a client that connects again repeats what was
-   not answered, and none is told that it failed.
+2. The end has one way in: SIGTERM, SIGINT or SIGQUIT, which `thinpoold` blocked before it became
+   nbdkit, and which one thread waits for. nbdkit alone would wait for idle clients to speak before
+   it ends; so the thread hangs up on the clients first. What they have asked for is carried out,
+   and answered where nbdkit can be had to (see thinpoold.clients); a client that connects again
+   repeats what was not answered, and none is told that it failed.
+3. SIGHUP, which would have nbdkit end as well, has the settings read again. That may wait for a
+   commit, so a thread of its own does it: the end waits for nothing. All other signals are left to
+   the kernel: those that end a process end this one at once, as SIGKILL does.
 
 Thread-safety: the four calls come from nbdkit's main thread. `run_facts` and `stop` may come from
 any.
@@ -55,7 +58,9 @@ _FINISH_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _BY_HAND = Choice(None, "nbdkit was run by hand")
 
-_END_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+# nbdkit handles these four, each as its end.
+_RELOAD = signal.SIGHUP
+_OURS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, _RELOAD})
 
 
 @dataclass
@@ -82,6 +87,7 @@ class Runtime:
     _server: ControlServer | None = field(default=None, repr=False)
     _heart: notify.Heart | None = field(default=None, repr=False)
     _handshakes: Handshakes | None = field(default=None, repr=False)
+    _reloading: threading.Thread | None = field(default=None, repr=False)
 
     @property
     def answers_in_turn(self) -> bool:
@@ -149,6 +155,22 @@ class Runtime:
     def stop(self) -> None:
         """Begin to shut down; returns at once."""
         os.kill(os.getpid(), signal.SIGTERM)
+
+    def reload(self) -> None:
+        """Have the settings read again; returns at once. From the thread that waits for signals."""
+        if self.pool is None or (self._reloading is not None and self._reloading.is_alive()):
+            # It is about to read them, or does.
+            return
+        self._reloading = threading.Thread(target=self._reload, name="reload", daemon=True)
+        self._reloading.start()
+
+    def _reload(self) -> None:
+        try:
+            self.pool.reload()
+        except Exception as error:
+            log.error("the settings cannot be read again: %s", error)
+        else:
+            log.info("the settings were read again")
 
     def take_leave(self) -> None:
         """Have clients let go, before nbdkit knows that it ends."""
@@ -224,7 +246,7 @@ def environment(
 
 
 def from_environment() -> Runtime:
-    """Return what `thinpoold` left for this process, and start to wait for the signals to end."""
+    """Return what `thinpoold` left for this process, and start to wait for signals."""
     text = os.environ.pop(ENVIRONMENT, None)
     if text is None:
         return Runtime()
@@ -246,14 +268,14 @@ def from_environment() -> Runtime:
     # nbdkit listens already. Later there may be too many clients to look.
     runtime.addresses = clients.listening()
     _outlive_parent()
-    end = threading.Thread(target=_wait_for_end, args=(runtime,), name="signals", daemon=True)
-    end.start()
+    signals = threading.Thread(target=_wait_for_end, args=(runtime,), name="signals", daemon=True)
+    signals.start()
     return runtime
 
 
-def block_end_signals() -> None:
-    """Leave SIGTERM and SIGINT to the thread of `from_environment`. The mask survives exec."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
+def block_signals() -> None:
+    """Leave nbdkit's signals to the thread of `from_environment`. The mask survives exec."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
 
 
 def _outlive_parent() -> None:
@@ -265,7 +287,8 @@ def _outlive_parent() -> None:
 
 
 def _wait_for_end(runtime: Runtime) -> None:
-    number = signal.sigwait(_END_SIGNALS)
+    while (number := signal.sigwait(_OURS)) == _RELOAD:
+        runtime.reload()
     for step in (runtime.notifier.stopping, runtime.take_leave):
         try:
             step()
@@ -273,7 +296,7 @@ def _wait_for_end(runtime: Runtime) -> None:
             # Whatever fails, the process is to end: nobody else takes the signal.
             log.error("while it ends: %s", error)
     # Now to nbdkit's own handler, on this thread.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _END_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     signal.raise_signal(number)
     # nbdkit may be about to accept one more, so look again until there is none.
     while _any_left(runtime.addresses):
