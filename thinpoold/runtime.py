@@ -108,7 +108,10 @@ class Runtime:
         server.start()
         self._server = server
         self._report({"ready": self.run_facts()})
-        self._heart = notify.Heart(self.notifier, self._beats, self._status_line)
+        core = pool.core
+        self._heart = notify.Heart(
+            self.notifier, lambda: core.ticks, self._status_line, core.motion, lambda: core.rounds
+        )
         self._heart.start()
         ports = clients.ports(self.addresses)
         if ports:
@@ -197,10 +200,6 @@ class Runtime:
             # Whoever started the daemon did not wait for it.
             pass
         os.close(fd)
-
-    def _beats(self) -> int:
-        """How often the pool's timer has come round."""
-        return int(self.pool.core.ticks)
 
     def _status_line(self) -> str:
         from thinpoold import admin
