@@ -43,7 +43,10 @@ WINDOW = 60.0
 MAX_ALIKE = 1000
 MAX_CONNECTIONS = 10000
 
-_READ = 1 << 16
+_READ = 1 << 18
+_LONGEST = 1 << 16
+# nbdkit writes a line in pieces: rather than at each, look when some have come together.
+_PAUSE = 0.02
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
 # What begins a message: the daemon's logger, nbdkit, either's last words.
 _HEAD = re.compile(rf"({_TIME.pattern})?(thinpoold|nbdkit): |Fatal Python error: ")
@@ -240,7 +243,7 @@ def keep(pipe: int, log: Log, condenser: Condenser | None) -> None:
         ready, _, _ = select.select([pipe], [], [], wait)
         piece = os.read(pipe, _READ) if ready else None
         *lines, rest = (rest + (piece or b"")).split(b"\n")
-        if len(rest) > _READ:
+        if len(rest) > _LONGEST:
             lines, rest = [*lines, rest], b""
         if piece == b"" and rest:
             lines.append(rest)
@@ -256,6 +259,8 @@ def keep(pipe: int, log: Log, condenser: Condenser | None) -> None:
             log.write(entries)
         if piece == b"":
             return
+        if piece is not None and len(piece) < _READ:
+            time.sleep(_PAUSE)
 
 
 def _printable(line: bytes) -> str:
