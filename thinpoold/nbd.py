@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 import nbdkit
 
 from thinmeta.errors import ThinMetaError
-from thinpoold import access, discard, fastlib, openers, peers, runtime
+from thinpoold import access, discard, fastlib, notify, openers, peers, runtime
 from thinpoold.control.codes import one_line
 from thinpoold.errnos import errno_of
 from thinpoold.errors import NoSuchVolume, ThinPoolError
@@ -181,12 +181,13 @@ def after_fork() -> None:
     _runtime = runtime.from_environment()
     size = _given.get("cache-size")
     try:
-        _pool = Pool.open(
-            Path(_given["pool"]),
-            lock_fd=_runtime.lock_fd,
-            cache_bytes=parse_size(size) if size is not None else None,
-            serving=True,
-        )
+        with notify.Longer(_runtime.notifier):
+            _pool = Pool.open(
+                Path(_given["pool"]),
+                lock_fd=_runtime.lock_fd,
+                cache_bytes=parse_size(size) if size is not None else None,
+                serving=True,
+            )
         _find_filter()
         _pool.start()
         _runtime.serve(_pool)
@@ -210,7 +211,9 @@ def _find_filter() -> None:
 def cleanup() -> None:
     _runtime.close()
     try:
-        _pool.close()
+        # What it waits for may be another thread's round.
+        with notify.Longer(_runtime.notifier, _pool.core.motion):
+            _pool.close()
     except Exception as error:
         log.error("closing the pool: %s", error)
 

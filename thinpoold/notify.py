@@ -11,10 +11,13 @@ Invariants
    takes the lock that all else takes. Where either has to wait for a disk that is slow, it is
    enough that the work that it waits for has moved (`motion`). A pool that is read-only or failed
    is alive: it says so, and starting it again would not mend it.
-3. The variables are taken out of the environment, so no child speaks for the daemon.
+3. While a start or an end has to wait for the disk, the manager is asked for more time (`Longer`),
+   for as long as the work moves.
+4. The variables are taken out of the environment, so no child speaks for the daemon.
 
 Thread-safety: `Notifier` may be used from any thread. `Heart` is started and stopped by one; what
-`beat` remembers is its own thread's. `Asked` is one thread's, and has one of its own.
+`beat` remembers is its own thread's. `Asked` and `Longer` are one thread's, and have one of their
+own.
 """
 
 import faulthandler
@@ -212,6 +215,43 @@ class Heart:
                     "and nothing that they wait for moves",
                     time.monotonic() - fed,
                 )
+
+
+class Longer:
+    """A context of work that a manager waits for, only so long unless it is asked for more time."""
+
+    # How much more, from each time on, and how often to look.
+    SECONDS = 60.0
+    LOOK_SECONDS = 30.0
+
+    def __init__(self, notifier: Notifier, motion: Motion | None = None) -> None:
+        self._notifier = notifier
+        self._motion = motion or Motion()
+        self._pulse = Pulse(self._motion, lambda: 0, 0)
+        self._over = threading.Event()
+        self._work = self._motion.work()
+        self._thread = threading.Thread(target=self._run, name="longer", daemon=True)
+
+    def __enter__(self) -> None:
+        self._work.__enter__()
+        if self._notifier.address:
+            self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._work.__exit__(None, None, None)
+        if self._thread.is_alive():
+            self._thread.join(_SEND_SECONDS)
+
+    def look(self) -> bool:
+        """Ask for more time if the work has moved; return whether that was done."""
+        return self._pulse.beats(0) and self._notifier.send(
+            EXTEND_TIMEOUT_USEC=str(int(self.SECONDS * 1e6))
+        )
+
+    def _run(self) -> None:
+        while not self._over.wait(self.LOOK_SECONDS):
+            self.look()
 
 
 def _one_line(text: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from thinpoold import notify
 from thinpoold.motion import Motion
-from thinpoold.notify import Heart, Notifier
+from thinpoold.notify import Heart, Longer, Notifier
 
 
 def heart(
@@ -199,6 +199,34 @@ def test_a_pool_that_answers_late_is_alive_while_work_moves(manager: Manager) ->
             pool.ticks += 1
     assert manager.receive()["STATUS"] == "late"
     heart.stop()
+
+
+def test_more_time_is_asked_for_while_a_start_moves(manager: Manager) -> None:
+    pool = Pool()
+    longer = Longer(Notifier(manager.address), pool.motion)
+    with longer:
+        for _ in range(3):
+            pool.switches += 1
+            assert longer.look()
+            assert manager.receive() == {"EXTEND_TIMEOUT_USEC": "60000000"}
+            # It waits for one thing.
+            assert not longer.look()
+        assert not manager.heard()
+    assert not any(thread.name == "longer" for thread in threading.enumerate())
+
+
+def test_the_thread_asks_for_more_time(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Longer, "LOOK_SECONDS", 0.01)
+    with Longer(Notifier(manager.address)):
+        # Each time this is woken it has moved.
+        for _ in range(3):
+            assert list(manager.receive()) == ["EXTEND_TIMEOUT_USEC"]
+
+
+def test_nobody_is_asked_for_more_time_where_there_is_no_manager() -> None:
+    with Longer(Notifier()) as nothing:
+        assert nothing is None
+        assert not any(thread.name == "longer" for thread in threading.enumerate())
 
 
 def test_a_pool_that_cannot_say_how_it_is_lives(manager: Manager) -> None:
