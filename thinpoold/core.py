@@ -41,6 +41,7 @@ from thinpoold.ledger import Ledger
 from thinpoold.losses import Losses
 from thinpoold.modes import Mode, Modes, Stopped
 from thinpoold.pinned import Pinned
+from thinpoold.motion import Motion
 from thinpoold.recent import RecentChanges
 from thinpoold.reclaim import Ranges, Reclaimer
 from thinpoold.reservations import Reservations
@@ -111,7 +112,7 @@ class Core:
         self.pinned = Pinned()
         self._resuming = _Patience()
         self._rounds = Rounds(self)
-        self.committer = Committer(self._rounds.run)
+        self.committer = Committer(self._round)
         self.reclaimer = Reclaimer(
             device,
             self.block_size,
@@ -130,8 +131,11 @@ class Core:
         # Whether whoever holds the lock has begun to change the metadata.
         self.begun = False
         self._low = False
-        # How often the timer has come round; it goes up while the pool is alive.
+        # How often the timer has come round, and how many rounds have ended. While both stand
+        # still, `motion` says whether what is under way moves.
         self.ticks = 0
+        self.rounds = 0
+        self.motion = Motion()
         if not read_only:
             self.check_marked()
 
@@ -206,6 +210,13 @@ class Core:
             self.flush()
         elif pressure:
             self.timer.kick()
+
+    def _round(self, whole: bool) -> None:
+        try:
+            with self.motion.work():
+                self._rounds.run(whole)
+        finally:
+            self.rounds += 1
 
     # --- failures -------------------------------------------------------------------------------
 
@@ -429,7 +440,11 @@ class Core:
         self.end_sharing()
 
     def _tick(self) -> None:
-        self.ticks += 1
+        with self.motion.work():
+            self.ticks += 1
+            self._commit_and_age()
+
+    def _commit_and_age(self) -> None:
         if self.ticks % _AGE_TICKS == 0:
             with self.lock:
                 self.metadata.age(_IDLE_SECONDS)

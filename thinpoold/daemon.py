@@ -28,7 +28,7 @@ import thinpoold
 from thinpoold import activation, fastpath, launch, lock, notify, tls
 from thinpoold.errors import ThinPoolError, UserError
 from thinpoold.paths import NBD_SOCKET, RUN_FILES, PoolPaths
-from thinpoold.runtime import ENVIRONMENT, READY_FD, block_end_signals, environment
+from thinpoold.runtime import ENVIRONMENT, READY_FD, block_signals, environment
 from thinpoold.uri import tcp_uri, unix_uri
 
 # A command on the stopped pool may hold the lock for a moment.
@@ -138,7 +138,7 @@ def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoRetur
     # A connection takes up to three descriptors; the limit in force is often 1024 of many more.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    block_end_signals()
+    block_signals()
     os.execv(nbdkit, argv)
 
 

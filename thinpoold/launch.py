@@ -1,28 +1,34 @@
 """Starting and stopping the daemon of a pool from another process.
 
 The daemon inherits the writing end of a pipe and writes one line when it serves, or why it cannot;
-when it dies first, the end of the pipe says so and the log says why. Nothing is timed.
+when it dies first, the end of the pipe says so and the log says why. Its stderr is another pipe,
+to the program that keeps its log (`logkeeper`), which ends when the daemon does.
 
 Thread-safety: one thread at a time a pool.
 """
 
+import fcntl
 import json
 import os
+import re
 import select
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from thinpoold import lock
+from thinpoold import lock, logkeeper
 from thinpoold.control.client import ControlClient
 from thinpoold.control.codes import one_line
 from thinpoold.errors import ControlError, DeviceError, PoolNotRunning, ThinPoolError
 from thinpoold.paths import PoolPaths
-from thinpoold.runtime import READY_FD
+from thinpoold.runtime import LOG_KEPT, READY_FD
 
-# At a start, a longer log is put aside as thinpoold.log.1.
-MAX_LOG = 4 << 20
 _REASON_BYTES = 8192
+# The log's pipe: what the daemon may say in one go. More is refused to some users.
+_PIPE_BYTES = 1 << 20
+# The program that keeps the log of a daemon that has just died is through with it at once.
+_LOG_SECONDS = 10.0
+_TIME = re.compile(r"^[-\d]{10} [:\d]{8},\d{3} ")
 
 
 def start(paths: PoolPaths, options: Sequence[str] = ()) -> dict[str, Any]:
@@ -33,19 +39,21 @@ def start(paths: PoolPaths, options: Sequence[str] = ()) -> dict[str, Any]:
     paths.require_pool()
     if lock.is_held(paths) and lock.holder(paths).what == lock.DAEMON:
         raise lock.locked(paths)
-    log_fd = _open_log(paths)
-    log_start = os.lseek(log_fd, 0, os.SEEK_END)
+    log_start = _log_size(paths)
     ready, ready_child = os.pipe()
+    log_fd = -1
     try:
+        keeper, log_fd = _spawn_keeper(paths)
         pid = _spawn(paths, options, log_fd, ready_child)
-        os.close(ready_child)
-        ready_child = -1
+        for fd in (ready_child, log_fd):
+            os.close(fd)
+        ready_child = log_fd = -1
         try:
             message = _read_line(ready)
         except KeyboardInterrupt:
             os.kill(pid, 15)
             raise
-        return _outcome(paths, pid, message, log_start)
+        return _outcome(paths, pid, keeper, message, log_start)
     finally:
         for fd in (log_fd, ready, ready_child):
             if fd >= 0:
@@ -82,13 +90,43 @@ def stop(paths: PoolPaths) -> dict[str, Any]:
     return answer
 
 
-def _open_log(paths: PoolPaths) -> int:
+def _log_size(paths: PoolPaths) -> int:
+    """Return how long the log is. Raises DeviceError if none can be written."""
     try:
-        if paths.log.exists() and paths.log.stat().st_size > MAX_LOG:
-            paths.log.replace(paths.old_log)
-        return os.open(paths.log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = logkeeper.open_log(str(paths.log))
     except OSError as error:
         raise DeviceError(f"{paths.log}: {error.strerror}", error.errno or 0) from None
+    try:
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+
+
+def _spawn_keeper(paths: PoolPaths) -> tuple[int, int]:
+    """Start the program that keeps the log; return its process id, and where to write."""
+    pipe, log_fd = os.pipe()
+    try:
+        fcntl.fcntl(log_fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    except OSError:
+        pass
+    # Whoever says something never waits for it to be written.
+    os.set_blocking(log_fd, False)
+    # -I and -S: it needs nothing but the standard library, and starts at once.
+    argv = [sys.executable, "-I", "-S", logkeeper.__file__, str(paths.log), str(paths.old_log)]
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        actions = [
+            (os.POSIX_SPAWN_DUP2, pipe, 0),
+            (os.POSIX_SPAWN_DUP2, null, 1),
+            (os.POSIX_SPAWN_DUP2, null, 2),
+        ]
+        return (
+            os.posix_spawn(sys.executable, argv, os.environ, file_actions=actions, setsid=True),
+            log_fd,
+        )
+    finally:
+        os.close(pipe)
+        os.close(null)
 
 
 def _spawn(paths: PoolPaths, options: Sequence[str], log_fd: int, ready: int) -> int:
@@ -100,7 +138,7 @@ def _spawn(paths: PoolPaths, options: Sequence[str], log_fd: int, ready: int) ->
         return os.posix_spawn(
             sys.executable,
             argv,
-            {**os.environ, READY_FD: str(ready)},
+            {**os.environ, READY_FD: str(ready), LOG_KEPT: "1"},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, null, 0),
                 (os.POSIX_SPAWN_DUP2, log_fd, 1),
@@ -124,7 +162,9 @@ def _read_line(fd: int) -> bytes:
     return line
 
 
-def _outcome(paths: PoolPaths, pid: int, message: bytes, log_start: int) -> dict[str, Any]:
+def _outcome(
+    paths: PoolPaths, pid: int, keeper: int, message: bytes, log_start: int
+) -> dict[str, Any]:
     try:
         report = json.loads(message) if message else {}
     except ValueError:
@@ -133,12 +173,23 @@ def _outcome(paths: PoolPaths, pid: int, message: bytes, log_start: int) -> dict
     if isinstance(facts, dict):
         return facts
     _, status = os.waitpid(pid, 0)
+    _await_end(keeper, _LOG_SECONDS)
     reason = report.get("error") or _last_words(paths, log_start)
     if reason:
         raise ThinPoolError(f"cannot start pool {paths.directory}: {reason}")
     raise ThinPoolError(
         f"cannot start pool {paths.directory}: {_ending(status)} and said nothing; see {paths.log}"
     )
+
+
+def _await_end(pid: int, seconds: float) -> None:
+    """Wait for a child to end, for so long at most."""
+    process = os.pidfd_open(pid)
+    try:
+        if select.select([process], [], [], seconds)[0]:
+            os.waitpid(pid, 0)
+    finally:
+        os.close(process)
 
 
 def _ending(status: int) -> str:
@@ -152,7 +203,7 @@ def _last_words(paths: PoolPaths, log_start: int) -> str:
         log.seek(0, os.SEEK_END)
         log.seek(max(log_start, log.tell() - _REASON_BYTES))
         lines = log.read().decode("utf-8", "replace").splitlines()
-    said = [line.strip() for line in lines if line.strip()]
+    said = [_TIME.sub("", line).strip() for line in lines if line.strip()]
     for place in range(len(said) - 1, -1, -1):
         if said[place].startswith(("thinpoold: ", "nbdkit: ")):
             line = said[place].removeprefix("thinpoold: ").removeprefix("nbdkit: error: ")

@@ -24,12 +24,14 @@ from typing import Any, ParamSpec, TypeVar
 import nbdkit
 
 from thinmeta.errors import ThinMetaError
-from thinpoold import access, discard, fastlib, openers, peers, runtime
+from thinpoold import access, discard, fastlib, notify, openers, peers, runtime
+from thinpoold.control.codes import one_line
 from thinpoold.errnos import errno_of
 from thinpoold.errors import NoSuchVolume, ThinPoolError
 from thinpoold.extents import extents as find_extents
 from thinpoold.extents import prefetch
 from thinpoold.fastpath import Choice
+from thinpoold.logkeeper import introduction
 from thinpoold.pool import Pool
 from thinpoold.rotational import is_rotational as disk_turns
 from thinpoold.sizes import format_size, parse_size
@@ -104,24 +106,49 @@ class Connection:
 
 
 def reported(function: Callable[P, R]) -> Callable[P, R]:
-    """Give what a function raises its errno, and what nobody meant to raise to the log in full."""
+    """Give what a function raises its errno, and the log what `_report` says of it."""
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            _report(error)
+            _report(error, args[0] if args else None)
             raise
 
     return wrapper
 
 
-def _report(error: Exception) -> None:
+def _report(error: Exception, about: object, what: str = "") -> None:
+    """Set the errno of an error that nbdkit is about to get, and what it is to print.
+
+    That is one line with the volume and the client: `about` is the connection, or anything else
+    where there is none yet. What nobody meant to raise goes to the log in full.
+    """
     nbdkit.set_error(errno_of(error))
+    if isinstance(about, Connection):
+        who = f"volume {about.volume.name!r}, {about.opening.client}"
+    else:
+        # What TLS has to do with it is not asked: see there.
+        peer = peers.current(0)
+        who = openers.described(peer, openers.command_of(peer.pid))
+    # Not in the error: one may be raised on several threads.
+    thread.said = f"{who}: {what}{one_line(error)}"
     if not isinstance(error, ThinPoolError | ThinMetaError | OSError):
-        text = "".join(traceback.format_exception(error, limit=100))
-        log.error("a request failed, which is a bug:\n%s", text)
+        text = "".join(_format_exception(error, limit=100))
+        log.error("%s: a request failed, which is a bug: %r\n%s", who, error, text)
+
+
+_format_exception = traceback.format_exception
+
+
+def _said(kind: object, error: BaseException, trace: object) -> list[str]:
+    """Return what nbdkit is to print of an error that it has just got, on the same thread.
+
+    It asks traceback.format_exception for that, and would print a traceback of several lines.
+    """
+    said: str = thread.__dict__.pop("said", None) or one_line(error)
+    return [said]
 
 
 # --- the server's life ------------------------------------------------------------------------
@@ -154,12 +181,13 @@ def after_fork() -> None:
     _runtime = runtime.from_environment()
     size = _given.get("cache-size")
     try:
-        _pool = Pool.open(
-            Path(_given["pool"]),
-            lock_fd=_runtime.lock_fd,
-            cache_bytes=parse_size(size) if size is not None else None,
-            serving=True,
-        )
+        with notify.Longer(_runtime.notifier):
+            _pool = Pool.open(
+                Path(_given["pool"]),
+                lock_fd=_runtime.lock_fd,
+                cache_bytes=parse_size(size) if size is not None else None,
+                serving=True,
+            )
         _find_filter()
         _pool.start()
         _runtime.serve(_pool)
@@ -183,16 +211,19 @@ def _find_filter() -> None:
 def cleanup() -> None:
     _runtime.close()
     try:
-        _pool.close()
+        # What it waits for may be another thread's round.
+        with notify.Longer(_runtime.notifier, _pool.core.motion):
+            _pool.close()
     except Exception as error:
         log.error("closing the pool: %s", error)
 
 
 def _set_up_log() -> None:
-    # To stderr, which nbdkit leaves alone. One line for each exception that nbdkit prints.
+    # To stderr, which nbdkit leaves alone. A pipe that is full is no reason to say anything there.
     form = "%(asctime)s thinpoold: %(levelname)s: %(message)s"
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form)
-    sys.tracebacklimit = 0
+    logging.raiseExceptions = False
+    setattr(traceback, "format_exception", _said)  # noqa: B010 - of another type
 
 
 # --- exports ----------------------------------------------------------------------------------
@@ -268,6 +299,8 @@ def open(readonly: int) -> Connection:
     # What the volume says of itself by now, no commit may hold.
     (record,) = found
     connection = Connection(volume, record.size, bool(readonly) or record.read_only, peer)
+    if _runtime.log_kept:
+        peers.say(introduction(f"volume {volume.name!r}, {connection.opening.client}"))
     volume.offer()
     return connection
 
@@ -361,7 +394,7 @@ def pread(h: Connection, buf: Any, offset: int, flags: int) -> None:
     try:
         h.volume.pread(buf, offset)
     except Exception as error:
-        _report(error)
+        _report(error, h, f"read at {offset}: ")
         raise
 
 
@@ -378,7 +411,7 @@ def pwrite(h: Connection, buf: Any, offset: int, flags: int) -> None:
         if flags & _FUA:
             h.volume.core.sync()
     except Exception as error:
-        _report(error)
+        _report(error, h, f"write at {offset}: ")
         raise
 
 

@@ -31,6 +31,9 @@ class Client:
     command: str | None
     read_only: bool
 
+    def __str__(self) -> str:
+        return described(self.peer, self.command)
+
 
 @dataclass(frozen=True, eq=False)
 class Opening:
@@ -92,12 +95,16 @@ class Openers:
 
 def guest(peer: Peer, name: str) -> Guest:
     """Return what the ledger is to remember of a client that opens a volume by this name."""
-    command = command_of(peer.pid)
-    words = [str(peer)] if command is None else [command, f"(process {peer.pid},", f"{peer})"]
     # Connections to this machine's own addresses are of clients that die with it.
     network = peer.address is not None and not peer.address.is_loopback
     # Nobody else ever has a stable name.
-    return Guest(" ".join(words), network, name_digest(name) if "/" not in name else bytes(16))
+    who = described(peer, command_of(peer.pid))
+    return Guest(who, network, name_digest(name) if "/" not in name else bytes(16))
+
+
+def described(peer: Peer, command: str | None) -> str:
+    """Say who that is, for messages; `command` is its process's name."""
+    return str(peer) if command is None else f"{command} (process {peer.pid}, {peer})"
 
 
 def command_of(pid: int | None, proc: Path = PROC) -> str | None:

@@ -59,6 +59,11 @@ def address_in(name: bytes) -> Address | None:
     return None
 
 
+def say(text: str) -> None:
+    """Have nbdkit write a line to its log, with the connection's number."""
+    _server().nbdkit_error(b"%s", text.encode(errors="replace"))
+
+
 @functools.cache
 def _server() -> ctypes.CDLL:
     server = ctypes.CDLL(None)

@@ -481,6 +481,11 @@ class Pool:
         self.core.settings = record.settings
         self.core.modes.settings_changed()
 
+    def reload(self) -> None:
+        """Take the settings from the metadata again. Raises as `looking`."""
+        with self.looking():
+            self._take(pool_record.load(self.metadata))
+
     def _load(self) -> None:
         """Look again at what was committed last."""
         self._take(pool_record.load(self.metadata))

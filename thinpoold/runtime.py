@@ -10,11 +10,14 @@
 Invariants
 
 1. Readiness is reported once, when control socket and pool both answer, or with the reason why not.
-2. The end has one way in: SIGTERM or SIGINT, which `thinpoold` blocked before it became nbdkit, and
-   which one thread waits for. nbdkit alone would wait for idle clients to speak before it ends; so
-   the thread hangs up on the clients first. What they have asked for is carried out, and answered
-   where nbdkit can be had to (see thinpoold.clients); a client that connects again repeats what was
-   not answered, and none is told that it failed.
+2. The end has one way in: SIGTERM, SIGINT or SIGQUIT, which `thinpoold` blocked before it became
+   nbdkit, and which one thread waits for. nbdkit alone would wait for idle clients to speak before
+   it ends; so the thread hangs up on the clients first. What they have asked for is carried out,
+   and answered where nbdkit can be had to (see thinpoold.clients); a client that connects again
+   repeats what was not answered, and none is told that it failed.
+3. SIGHUP, which would have nbdkit end as well, has the settings read again. That may wait for a
+   commit, so a thread of its own does it: the end waits for nothing. All other signals are left to
+   the kernel: those that end a process end this one at once, as SIGKILL does.
 
 Thread-safety: the four calls come from nbdkit's main thread. `run_facts` and `stop` may come from
 any.
@@ -45,6 +48,8 @@ log = logging.getLogger(__name__)
 # One variable, one JSON document: what `thinpoold` leaves to the process it becomes.
 ENVIRONMENT = "THINPOOLD_RUNTIME"
 READY_FD = "THINPOOLD_READY_FD"
+# Set when stderr goes to a program that keeps the log (`logkeeper`).
+LOG_KEPT = "THINPOOLD_LOG_KEPT"
 
 _LOOK_AGAIN = 0.1
 # How long clients may take their answers at the end. Longer than a write that is slow; one that
@@ -53,7 +58,9 @@ _FINISH_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _BY_HAND = Choice(None, "nbdkit was run by hand")
 
-_END_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+# nbdkit handles these four, each as its end.
+_RELOAD = signal.SIGHUP
+_OURS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, _RELOAD})
 
 
 @dataclass
@@ -73,11 +80,14 @@ class Runtime:
     stopping: bool = False
     # How many of nbdkit's threads serve one connection; 0 when that is not known.
     threads: int = 0
+    # Whether a program keeps the log, to which connections are to be introduced.
+    log_kept: bool = False
     # Where nbdkit waits for clients.
     addresses: clients.Addresses = frozenset()
     _server: ControlServer | None = field(default=None, repr=False)
     _heart: notify.Heart | None = field(default=None, repr=False)
     _handshakes: Handshakes | None = field(default=None, repr=False)
+    _reloading: threading.Thread | None = field(default=None, repr=False)
 
     @property
     def answers_in_turn(self) -> bool:
@@ -98,7 +108,10 @@ class Runtime:
         server.start()
         self._server = server
         self._report({"ready": self.run_facts()})
-        self._heart = notify.Heart(self.notifier, self._beats, self._status_line)
+        core = pool.core
+        self._heart = notify.Heart(
+            self.notifier, lambda: core.ticks, self._status_line, core.motion, lambda: core.rounds
+        )
         self._heart.start()
         ports = clients.ports(self.addresses)
         if ports:
@@ -146,6 +159,22 @@ class Runtime:
         """Begin to shut down; returns at once."""
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def reload(self) -> None:
+        """Have the settings read again; returns at once. From the thread that waits for signals."""
+        if self.pool is None or (self._reloading is not None and self._reloading.is_alive()):
+            # It is about to read them, or does.
+            return
+        self._reloading = threading.Thread(target=self._reload, name="reload", daemon=True)
+        self._reloading.start()
+
+    def _reload(self) -> None:
+        try:
+            self.pool.reload()
+        except Exception as error:
+            log.error("the settings cannot be read again: %s", error)
+        else:
+            log.info("the settings were read again")
+
     def take_leave(self) -> None:
         """Have clients let go, before nbdkit knows that it ends."""
         ratelimit.ENDING.set()
@@ -171,10 +200,6 @@ class Runtime:
             # Whoever started the daemon did not wait for it.
             pass
         os.close(fd)
-
-    def _beats(self) -> int:
-        """How often the pool's timer has come round."""
-        return int(self.pool.core.ticks)
 
     def _status_line(self) -> str:
         from thinpoold import admin
@@ -220,7 +245,7 @@ def environment(
 
 
 def from_environment() -> Runtime:
-    """Return what `thinpoold` left for this process, and start to wait for the signals to end."""
+    """Return what `thinpoold` left for this process, and start to wait for signals."""
     text = os.environ.pop(ENVIRONMENT, None)
     if text is None:
         return Runtime()
@@ -238,17 +263,18 @@ def from_environment() -> Runtime:
         notify.from_environment(),
     )
     runtime.threads = left["threads"]
+    runtime.log_kept = os.environ.pop(LOG_KEPT, "") == "1"
     # nbdkit listens already. Later there may be too many clients to look.
     runtime.addresses = clients.listening()
     _outlive_parent()
-    end = threading.Thread(target=_wait_for_end, args=(runtime,), name="signals", daemon=True)
-    end.start()
+    signals = threading.Thread(target=_wait_for_end, args=(runtime,), name="signals", daemon=True)
+    signals.start()
     return runtime
 
 
-def block_end_signals() -> None:
-    """Leave SIGTERM and SIGINT to the thread of `from_environment`. The mask survives exec."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
+def block_signals() -> None:
+    """Leave nbdkit's signals to the thread of `from_environment`. The mask survives exec."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
 
 
 def _outlive_parent() -> None:
@@ -260,7 +286,8 @@ def _outlive_parent() -> None:
 
 
 def _wait_for_end(runtime: Runtime) -> None:
-    number = signal.sigwait(_END_SIGNALS)
+    while (number := signal.sigwait(_OURS)) == _RELOAD:
+        runtime.reload()
     for step in (runtime.notifier.stopping, runtime.take_leave):
         try:
             step()
@@ -268,7 +295,7 @@ def _wait_for_end(runtime: Runtime) -> None:
             # Whatever fails, the process is to end: nobody else takes the signal.
             log.error("while it ends: %s", error)
     # Now to nbdkit's own handler, on this thread.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _END_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     signal.raise_signal(number)
     # nbdkit may be about to accept one more, so look again until there is none.
     while _any_left(runtime.addresses):

@@ -45,7 +45,7 @@ _delete.restype = None
 _LOCKED: Final = 0
 
 local: Final = threading.local()
-"""Has the attribute `kept` in threads whose state is kept."""
+"""Has the attribute `kept` in threads whose state is kept, `said` where nbdkit is to print it."""
 
 
 # (kernel thread id, thread state) of threads that were not quite gone when their connection closed:

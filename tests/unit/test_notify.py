@@ -3,13 +3,25 @@
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from thinpoold import notify
-from thinpoold.notify import Heart, Notifier
+from thinpoold.motion import Motion
+from thinpoold.notify import Heart, Longer, Notifier
+
+
+def heart(
+    notifier: Notifier,
+    ticks: Callable[[], int],
+    status: Callable[[], str],
+    motion: Motion | None = None,
+    rounds: Callable[[], int] = lambda: 0,
+) -> Heart:
+    """A heart over what moves, or nothing that does."""
+    return Heart(notifier, ticks, status, motion or Motion(), rounds)
 
 
 class Manager:
@@ -55,7 +67,7 @@ def test_a_value_cannot_smuggle_in_a_field(manager: Manager) -> None:
 
 def test_nobody_to_tell() -> None:
     assert not Notifier().send(READY="1")
-    Heart(Notifier(), lambda: 0, lambda: "").start()
+    heart(Notifier(), lambda: 0, lambda: "").start()
 
 
 def test_a_manager_that_has_gone_stops_nothing(
@@ -96,10 +108,14 @@ class Pool:
 
     def __init__(self) -> None:
         self.ticks = 0
+        self.rounds = 0
         self.status = "write"
+        self.switches = 0
+        self.motion = Motion(lambda thread: self.switches)
 
     def heart(self, manager: Manager, watchdog: float | None = 60.0) -> Heart:
-        return Heart(Notifier(manager.address, watchdog), lambda: self.ticks, self.say)
+        notifier = Notifier(manager.address, watchdog)
+        return heart(notifier, lambda: self.ticks, self.say, self.motion, lambda: self.rounds)
 
     def say(self) -> str:
         if self.status == "broken":
@@ -131,6 +147,88 @@ def test_not_once_it_stands_still(manager: Manager) -> None:
     assert heart.beat()
 
 
+def test_a_timer_that_waits_for_what_moves_is_alive(manager: Manager) -> None:
+    pool = Pool()
+    heart = pool.heart(manager)
+    assert heart.beat()
+    with pool.motion.work():
+        assert heart.beat()
+        for _ in range(3):
+            pool.switches += 1
+            assert heart.beat()
+            # The same wait goes on.
+            assert not heart.beat()
+
+
+def test_not_one_that_others_pass_by(manager: Manager) -> None:
+    """Rounds go on, and the timer that is to begin them does not come round."""
+    pool = Pool()
+    heart = pool.heart(manager)
+    heart.beat()
+    fed = 0
+    for _ in range(20):
+        with pool.motion.work():
+            pass
+        pool.rounds += 1
+        fed += heart.beat()
+    assert 2 <= fed < 10
+    pool.ticks += 1
+    assert heart.beat()
+
+
+def test_a_pool_that_answers_late_is_alive_while_work_moves(manager: Manager) -> None:
+    pool = Pool()
+    asked, answer = threading.Event(), threading.Event()
+
+    def status() -> str:
+        asked.set()
+        answer.wait()
+        return "late"
+
+    pool.say = status  # type: ignore[method-assign]
+    heart = pool.heart(manager, 0.04)
+    with pool.motion.work():
+        for fed in (True, False):
+            pool.switches += fed
+            pool.ticks += 1
+            assert heart.beat() is fed
+        assert asked.wait(60)
+        assert manager.receive() == {"WATCHDOG": "1"}
+        answer.set()
+        while not heart.beat():
+            pool.ticks += 1
+    assert manager.receive()["STATUS"] == "late"
+    heart.stop()
+
+
+def test_more_time_is_asked_for_while_a_start_moves(manager: Manager) -> None:
+    pool = Pool()
+    longer = Longer(Notifier(manager.address), pool.motion)
+    with longer:
+        for _ in range(3):
+            pool.switches += 1
+            assert longer.look()
+            assert manager.receive() == {"EXTEND_TIMEOUT_USEC": "60000000"}
+            # It waits for one thing.
+            assert not longer.look()
+        assert not manager.heard()
+    assert not any(thread.name == "longer" for thread in threading.enumerate())
+
+
+def test_the_thread_asks_for_more_time(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Longer, "LOOK_SECONDS", 0.01)
+    with Longer(Notifier(manager.address)):
+        # Each time this is woken it has moved.
+        for _ in range(3):
+            assert list(manager.receive()) == ["EXTEND_TIMEOUT_USEC"]
+
+
+def test_nobody_is_asked_for_more_time_where_there_is_no_manager() -> None:
+    with Longer(Notifier()) as nothing:
+        assert nothing is None
+        assert not any(thread.name == "longer" for thread in threading.enumerate())
+
+
 def test_a_pool_that_cannot_say_how_it_is_lives(manager: Manager) -> None:
     pool = Pool()
     pool.status = "broken"
@@ -149,25 +247,25 @@ def test_a_pool_that_never_answers_is_not_fed_for(manager: Manager) -> None:
         return "write"
 
     count = iter(range(1000000))
-    heart = Heart(Notifier(manager.address, 0.01), lambda: next(count), status)
-    heart.start()
+    beating = heart(Notifier(manager.address, 0.01), lambda: next(count), status)
+    beating.start()
     assert manager.receive() == {"READY": "1", "STATUS": "write"}
     hanging.wait()
     assert not manager.heard()
     answer.set()
     assert manager.receive() == {"WATCHDOG": "1"}
-    heart.stop()
+    beating.stop()
 
 
 def test_the_thread_says_ready_feeds_and_ends(manager: Manager) -> None:
     count = iter(range(1000000))
-    heart = Heart(Notifier(manager.address, 0.02), lambda: next(count), lambda: "write")
-    heart.start()
+    beating = heart(Notifier(manager.address, 0.02), lambda: next(count), lambda: "write")
+    beating.start()
     assert manager.receive() == {"READY": "1", "STATUS": "write"}
     assert manager.receive() == {"WATCHDOG": "1"}
     assert manager.receive() == {"WATCHDOG": "1"}
-    heart.stop()
-    heart.stop()
+    beating.stop()
+    beating.stop()
     while manager.heard():
         pass
     assert not any(thread.name == "heart" for thread in threading.enumerate())

@@ -38,19 +38,60 @@ def foreground(rig: PoolRig, *words: str) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_in_the_foreground_until_a_signal(new_pool: PoolMaker, number: signal.Signals) -> None:
     rig = new_pool(start=False)
     rig.create("a", "1M")
     with foreground(rig) as process:
         assert rig.status()["pid"] == process.pid
         rig._note_sockets()
-        with rig.connect("a") as client:
+        # With one, its thread could be the one that the kernel chooses for the signal.
+        with rig.connect("a") as client, rig.connect("a"):
             client.write(0, b"x" * 512)
             process.send_signal(number)
             assert process.wait(PATIENCE) == 0
     rig._forget()
     assert rig.volumes()["a"]["mapped"] == 64 << 10
+
+
+def test_hangup_has_the_settings_read_again_and_ends_nothing(new_pool: PoolMaker) -> None:
+    rig = new_pool(start=False)
+    rig.create("a", "1M")
+    with foreground(rig) as process:
+        rig._note_sockets()
+        with rig.connect("a") as client, rig.connect("a"):
+            for _ in range(3):
+                process.send_signal(signal.SIGHUP)
+                assert process.stderr is not None
+                assert b"the settings were read again" in process.stderr.readline()
+                client.write(0, b"x" * 512)
+                client.flush()
+            with rig.connect("a") as another:
+                assert another.read(0, 512) == b"x" * 512
+            assert rig.status()["pid"] == process.pid
+            # It ends as ever.
+            process.send_signal(signal.SIGQUIT)
+            assert process.wait(PATIENCE) == 0
+    rig._forget()
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGALRM, signal.SIGPWR])
+def test_what_else_ends_a_process_ends_it_at_once(
+    new_pool: PoolMaker, number: signal.Signals
+) -> None:
+    rig = new_pool(start=False)
+    rig.create("a", "1M")
+    with foreground(rig) as process:
+        rig._note_sockets()
+        client = rig.connect("a")
+        client.write(0, b"x" * 512)
+        process.send_signal(number)
+        # The client is idle, and has a connection.
+        assert process.wait(PATIENCE) == -number
+    rig._forget()
+    rig.start()
+    with rig.connect("a") as again:
+        assert again.read(0, 512) == b"x" * 512
 
 
 def test_stop_stops_it(new_pool: PoolMaker) -> None:

@@ -62,12 +62,13 @@ def plugin(nbdkit: Nbdkit, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.delitem(sys.modules, "thinpoold.nbd", raising=False)
     module = importlib.import_module("thinpoold.nbd")
     monkeypatch.setattr(module, "_pool", rig.pool, raising=False)
-    runtime = types.SimpleNamespace(stopping=False, threads=0)
+    runtime = types.SimpleNamespace(stopping=False, threads=0, log_kept=False)
     monkeypatch.setattr(module, "_runtime", runtime, raising=False)
-    monkeypatch.setattr(module.peers, "current", Peer)
+    monkeypatch.setattr(module.peers, "current", lambda tls=None: Peer())
     # A thread of Python's own keeps its state without our help.
     monkeypatch.setattr(module.Kept, "keep", lambda self: None)
     yield module
+    module.thread.__dict__.pop("said", None)
     monkeypatch.delitem(sys.modules, "thinpoold.nbd", raising=False)
 
 
@@ -198,6 +199,31 @@ def test_errors_leave_with_their_errno(plugin: Any, nbdkit: Nbdkit, rig: Rig) ->
             call()
         assert nbdkit.errors.pop() == number
     assert not nbdkit.errors
+
+
+def test_what_nbdkit_prints_is_one_line_with_volume_and_client(
+    plugin: Any, nbdkit: Nbdkit, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin.create(rig.pool, "v", BLOCK)
+    monkeypatch.setattr(plugin.peers, "current", lambda tls=None: Peer(uid=7))
+    h = connect(plugin, nbdkit, "v")
+    calls: tuple[tuple[Callable[[], object], str], ...] = (
+        (
+            lambda: plugin.pread(h, bytearray(10), BLOCK, 0),
+            f"read at {BLOCK}: 10 bytes",
+        ),
+        (lambda: plugin.extents(h, 2 * BLOCK, 0, 0), "past the end"),
+        (lambda: connect(plugin, nbdkit, "nobody"), "user 7: no volume 'nobody'"),
+    )
+    for call, says in calls:
+        with pytest.raises(ThinPoolError) as raised:
+            call()
+        (line,) = plugin._said(raised.type, raised.value, raised.tb)
+        assert "\n" not in line
+        assert says in line
+        assert line.startswith("volume 'v', user 7: " if "nobody" not in says else "user 7: ")
+    # Something that no function of ours has reported.
+    assert plugin._said(OSError, OSError("a\nb"), None) == ["a b"]
 
 
 def test_what_nobody_meant_to_raise_is_logged_in_full(
