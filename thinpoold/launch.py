@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from thinpoold import lock
+from thinpoold import lock, poolfiles
 from thinpoold.control.client import ControlClient
 from thinpoold.control.codes import one_line
 from thinpoold.errors import ControlError, DeviceError, PoolNotRunning, ThinPoolError
@@ -84,9 +84,12 @@ def stop(paths: PoolPaths) -> dict[str, Any]:
 
 def _open_log(paths: PoolPaths) -> int:
     try:
-        if paths.log.exists() and paths.log.stat().st_size > MAX_LOG:
-            paths.log.replace(paths.old_log)
-        return os.open(paths.log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = poolfiles.open_file(paths.log, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        if os.fstat(fd).st_size > MAX_LOG:
+            os.close(fd)
+            poolfiles.move(paths.log, paths.old_log.name)
+            fd = poolfiles.open_file(paths.log, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        return fd
     except OSError as error:
         raise DeviceError(f"{paths.log}: {error.strerror}", error.errno or 0) from None
 
@@ -148,7 +151,7 @@ def _ending(status: int) -> str:
 
 def _last_words(paths: PoolPaths, log_start: int) -> str:
     """Return the last line that the daemon or nbdkit wrote since `log_start`, or ''."""
-    with open(paths.log, "rb") as log:
+    with open(poolfiles.open_file(paths.log, os.O_RDONLY), "rb") as log:
         log.seek(0, os.SEEK_END)
         log.seek(max(log_start, log.tell() - _REASON_BYTES))
         lines = log.read().decode("utf-8", "replace").splitlines()
