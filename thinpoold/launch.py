@@ -58,7 +58,7 @@ def stop(paths: PoolPaths) -> dict[str, Any]:
     Raises PoolNotRunning when there is none, ControlError when one is there but cannot be asked.
     """
     try:
-        client = ControlClient.connect(paths.control_socket)
+        client = ControlClient.connect(paths.control_socket, paths.trusted)
     except PoolNotRunning:
         if lock.is_held(paths):
             who = lock.holder(paths)

@@ -42,6 +42,7 @@ from thinpoold.attach.records import Attachment
 from thinpoold.control.client import ControlClient
 from thinpoold.control.codes import one_line
 from thinpoold.errors import ThinPoolError
+from thinpoold.paths import pool_paths
 
 # How long the kernel lets a request go unanswered before it looks whether it was lost with its
 # connection, and repeats it then. With one connection a slow request is left alone, so this can be
@@ -240,7 +241,8 @@ def ask_for_volume(
     ends all that serve the attachment first. Raises PoolNotRunning, ControlError, RemoteError.
     """
     while True:
-        with ControlClient.connect(Path(control_socket)) as client:
+        trusted = pool_paths(Path(attachment.pool)).trusted
+        with ControlClient.connect(Path(control_socket), trusted) as client:
             answer: Any = client.call(
                 "reconnect",
                 {

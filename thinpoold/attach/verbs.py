@@ -107,12 +107,12 @@ def look_up(paths: PoolPaths, name: str) -> tuple[dict[str, Any], str]:
     """Return `info` of a volume, and its URI. Raises PoolNotRunning, RemoteError."""
     paths.require_pool()
     try:
-        client = ControlClient.connect(paths.control_socket)
+        client = ControlClient.connect(paths.control_socket, paths.trusted)
     except PoolNotRunning:
         # A service manager may listen for the daemon, and start it for whoever connects.
         server, _ = parse_uri(unix_uri(paths.nbd_socket))
         wait_for_daemon(server, _DAEMON_SECONDS)
-        client = ControlClient.connect(paths.control_socket)
+        client = ControlClient.connect(paths.control_socket, paths.trusted)
     with client:
         info: Any = client.call("info", {"name": name})
         place: Any = client.call("uri", {"name": name})
@@ -122,7 +122,7 @@ def look_up(paths: PoolPaths, name: str) -> tuple[dict[str, Any], str]:
 
 def _settings(paths: PoolPaths, name: str) -> dict[str, Any]:
     """The settings of a pool, and of a volume of it."""
-    with ControlClient.connect(paths.control_socket) as client:
+    with ControlClient.connect(paths.control_socket, paths.trusted) as client:
         answers: list[Any] = [client.call("get"), client.call("get", {"volume": name})]
     return {key: value for answer in answers for key, value in answer["settings"].items()}
 
@@ -333,7 +333,7 @@ def _find_device(word: str) -> Attachment:
 def _uuid_of(paths: PoolPaths, name: str) -> str | None:
     """The uuid of the volume that has this name now; None when the daemon cannot tell."""
     try:
-        with ControlClient.connect(paths.control_socket) as client:
+        with ControlClient.connect(paths.control_socket, paths.trusted) as client:
             info: Any = client.call("info", {"name": name})
     except (PoolNotRunning, RemoteError):
         return None

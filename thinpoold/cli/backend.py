@@ -67,7 +67,7 @@ def _silent(paths: PoolPaths) -> ThinPoolError:
 
 def call_daemon(paths: PoolPaths, method: str, params: dict[str, Json]) -> Any:
     """Run a method in the pool's daemon. Raises PoolNotRunning when there is none."""
-    with ControlClient.connect(paths.control_socket) as client:
+    with ControlClient.connect(paths.control_socket, paths.trusted) as client:
         return client.call(method, params)
 
 
