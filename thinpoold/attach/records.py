@@ -10,6 +10,8 @@ Invariants
    by whoever may.
 2. A record is replaced whole, by renaming.
 3. Changes are made with the directory's lock held: two commands never work on one device.
+4. Records are believed of root, and of this user: those in a directory that another user made, or
+   that others can write to, are nobody's.
 
 Thread-safety: files; any thread.
 """
@@ -30,6 +32,7 @@ from thinpoold.attach.mounts import PROC, mount_points, mounts
 
 _NAME = "thinpool-attach"
 ROOTS = Path("/run") / _NAME
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 NBD = "nbd"
 FUSE = "fuse"
@@ -117,7 +120,19 @@ def make_directory() -> Path:
         raise AttachFailed(f"{place}: {error.strerror}") from None
     if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):
         raise AttachFailed(f"{place} belongs to user {found.st_uid}: have it removed")
+    if found.st_mode & _OTHERS_WRITE:
+        raise AttachFailed(f"{place} can be written by others: have it removed")
     return place
+
+
+def _is_trusted(place: Path) -> bool:
+    """Whether nobody but root and this user can have put records there."""
+    try:
+        found = place.lstat()
+    except OSError:
+        return False
+    ours = found.st_uid in (0, os.geteuid()) and stat.S_ISDIR(found.st_mode)
+    return ours and not found.st_mode & _OTHERS_WRITE
 
 
 @contextmanager
@@ -148,7 +163,7 @@ def remove(attachment: Attachment) -> None:
 def attachments(pool: Path | None = None) -> list[Attachment]:
     """What is attached, of one pool or of all; by device."""
     found = []
-    for place in dict.fromkeys((ROOTS, directory())):
+    for place in filter(_is_trusted, dict.fromkeys((ROOTS, directory()))):
         for path in sorted(place.glob("*.json")):
             attachment = _load(path)
             if attachment is None or (pool is not None and attachment.pool != str(pool)):
