@@ -104,6 +104,7 @@ class Runtime:
         self._heart.start()
         ports = clients.ports(self.addresses)
         if ports:
+            clients.keep_alive(ports)
             self._handshakes = Handshakes(ports, pool.openers.places)
             self._handshakes.start()
 
