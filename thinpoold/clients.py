@@ -97,6 +97,31 @@ def places(addresses: Addresses) -> set[Place]:
     return set(_clients(addresses, _place))
 
 
+def sockets_of(addresses: Addresses, pid: int | None) -> set[int]:
+    """The sockets of this process's at UNIX sockets whose client that process is; their inodes."""
+    found = _clients(
+        addresses,
+        lambda one: (
+            os.fstat(one.fileno()).st_ino
+            if one.family == socket.AF_UNIX and _process(one) == (pid or 0)
+            else None
+        ),
+    )
+    return set(found)
+
+
+def hang_up_on(addresses: Addresses, sockets: Collection[int]) -> int:
+    """Shut these sockets, both ways; return how many there were."""
+    return len(
+        _clients(
+            addresses,
+            lambda one: (
+                _shut(one, socket.SHUT_RDWR) if os.fstat(one.fileno()).st_ino in sockets else None
+            ),
+        )
+    )
+
+
 def hang_up_at(addresses: Addresses, chosen: Collection[Place]) -> int:
     """Shut the connections from these places, both ways; return how many there were."""
     return len(

@@ -8,6 +8,7 @@ which returns a function for the part that takes its time: others need not wait 
 Thread-safety: any thread; callers run those that change the pool one at a time.
 """
 
+from thinpoold.admin.connections import disconnect
 from thinpoold.admin.facts import export_of, find, info, list_volumes, status, tree
 from thinpoold.admin.losses import accept_loss
 from thinpoold.admin.memory import memory
@@ -21,6 +22,7 @@ __all__ = [
     "begin_rollback",
     "create",
     "delete",
+    "disconnect",
     "export_of",
     "find",
     "get_settings",
