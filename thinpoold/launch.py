@@ -19,6 +19,7 @@ from thinpoold.control.codes import one_line
 from thinpoold.errors import ControlError, DeviceError, PoolNotRunning, ThinPoolError
 from thinpoold.paths import PoolPaths
 from thinpoold.runtime import READY_FD
+from thinpoold.waiting import Waiting
 
 # At a start, a longer log is put aside as thinpoold.log.1.
 MAX_LOG = 4 << 20
@@ -41,7 +42,8 @@ def start(paths: PoolPaths, options: Sequence[str] = ()) -> dict[str, Any]:
         os.close(ready_child)
         ready_child = -1
         try:
-            message = _read_line(ready)
+            with Waiting(f"process {pid} to open the pool", f"until it serves; see {paths.log}"):
+                message = _read_line(ready)
         except KeyboardInterrupt:
             os.kill(pid, 15)
             raise
@@ -69,14 +71,18 @@ def stop(paths: PoolPaths) -> dict[str, Any]:
         raise
     with client:
         # Opened before the request, so that the process meant is the one waited for.
+        pid = client.server_pid
         try:
-            process = os.pidfd_open(client.server_pid)
+            process = os.pidfd_open(pid)
         except ProcessLookupError:
             raise PoolNotRunning("the pool is not running: it has just stopped") from None
         try:
             answer: dict[str, Any] = client.call("stop")
             client.close()
-            select.select([process], [], [])
+            what = f"process {pid} to end"
+            until = "until all is written out, and clients have had their answers"
+            with Waiting(what, until):
+                select.select([process], [], [])
         finally:
             os.close(process)
     return answer

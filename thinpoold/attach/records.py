@@ -20,6 +20,7 @@ import fcntl
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -29,9 +30,13 @@ from typing import Any
 from thinpoold.attach.devices import BlockDevice, NbdDevice
 from thinpoold.attach.errors import AttachFailed
 from thinpoold.attach.mounts import PROC, mount_points, mounts
+from thinpoold.waiting import Waiting
 
 _NAME = "thinpool-attach"
 ROOTS = Path("/run") / _NAME
+# Longer than any command works on a device.
+LOCK_SECONDS = 180.0
+_LOOK_AGAIN = 0.02
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 NBD = "nbd"
@@ -137,13 +142,30 @@ def _is_trusted(place: Path) -> bool:
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """The lock of this user's records."""
+    """The lock of this user's records. Raises AttachFailed when others have it for long."""
     fd = os.open(make_directory() / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        with Waiting("another attach or detach to end", f"for at most {LOCK_SECONDS:.0f} s"):
+            _lock(fd)
         yield
     finally:
         os.close(fd)
+
+
+def _lock(fd: int) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise AttachFailed(
+                    "another attach or detach is under way, and does not come to its end: try "
+                    "again, or end it"
+                ) from None
+        # flock cannot wait with a limit.
+        time.sleep(_LOOK_AGAIN)
 
 
 def save(attachment: Attachment) -> None:

@@ -31,14 +31,23 @@ _RECEIVE = 64 << 10
 class ControlClient:
     """A connection to the daemon of a running pool."""
 
-    def __init__(self, peer: socket.socket) -> None:
+    def __init__(self, peer: socket.socket, timeout: float | None = None) -> None:
         self._peer = peer
+        self._peer.settimeout(timeout)
         self._next_id = 1
         self._received = bytearray()
 
     @classmethod
-    def connect(cls, path: Path, trusted: Collection[int] | None = None) -> Self:
+    def connect(
+        cls,
+        path: Path,
+        trusted: Collection[int] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Self:
         """Connect to the socket at `path`, of a daemon of one of these users: root's, or ours.
+
+        With `timeout`, in seconds, a call that takes longer has failed (ControlError).
 
         Raises PoolNotRunning when nobody listens there, ControlError when connecting fails, or it
         is somebody else who listens, or could.
@@ -64,7 +73,7 @@ class ControlClient:
                 f"will not speak to control socket {path}: process {pid} of user {uid} listens, "
                 "and the pool is not that user's; have it ended, and the socket removed"
             )
-        return cls(peer)
+        return cls(peer, timeout)
 
     @property
     def server_pid(self) -> int:
@@ -82,6 +91,10 @@ class ControlClient:
         try:
             self._peer.sendall(jsonrpc.encode_request(method, params or {}, request_id))
             line = self._receive_line()
+        except TimeoutError:
+            raise ControlError(
+                f"the daemon, process {self.server_pid}, does not answer; see its log"
+            ) from None
         except OSError as error:
             raise ControlError(f"the daemon went away: {error.strerror}; see its log") from None
         try:

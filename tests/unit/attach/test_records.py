@@ -121,3 +121,12 @@ def test_nor_are_another_user_s(place: Path) -> None:
     records.save(MINE)
     os.chown(place, 4711, -1)
     assert records.attachments() == []
+
+
+def test_another_command_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    with records.locked():
+        monkeypatch.setattr(records, "LOCK_SECONDS", 0.05)
+        with pytest.raises(AttachFailed, match="another attach or detach"), records.locked():
+            pytest.fail("it was let in")
+    with records.locked():
+        pass

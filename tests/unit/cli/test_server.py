@@ -1,6 +1,7 @@
 """The control socket against clients that misbehave: each gets an error, the others go on."""
 
 import json
+import os
 import select
 import socket
 import stat
@@ -319,3 +320,17 @@ def test_nonsense_from_the_daemon_is_an_error(path: Path, answer: bytes) -> None
         with ControlClient.connect(path) as client, pytest.raises(ControlError):
             client.call("echo")
         thread.join()
+
+
+def test_a_daemon_that_does_not_answer_is_not_waited_for_for_ever(path: Path, hold: Hold) -> None:
+    server = ControlServer(path, answer_with(hold))
+    server.start()
+    try:
+        with (
+            ControlClient.connect(path, timeout=0.05) as client,
+            pytest.raises(ControlError, match=f"process {os.getpid()}, does not answer"),
+        ):
+            client.call("hold")
+    finally:
+        hold.leave.set()
+        server.close()
