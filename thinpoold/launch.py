@@ -79,9 +79,8 @@ def stop(paths: PoolPaths) -> dict[str, Any]:
         try:
             answer: dict[str, Any] = client.call("stop")
             client.close()
-            what = f"process {pid} to end"
             until = "until all is written out, and clients have had their answers"
-            with Waiting(what, until):
+            with Waiting(f"the pool's daemon, process {pid}, to end", until):
                 select.select([process], [], [])
         finally:
             os.close(process)

@@ -25,7 +25,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -73,8 +72,11 @@ def read(path: Path) -> bytes:
 
 def replace(path: Path, octets: bytes) -> None:
     """Put a file with this content in the place of the one there is. Raises `OSError`."""
-    scratch = f".{path.name}.{secrets.token_hex(8)}"
+    scratch = f".{path.name}.new"
     with _directory(path) as (fd, _):
+        # One that a crash left, or that somebody put there.
+        with suppress(FileNotFoundError):
+            os.unlink(scratch, dir_fd=fd)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _ALWAYS
         try:
             with open(os.open(scratch, flags, 0o600, dir_fd=fd), "wb") as file:
@@ -283,5 +285,7 @@ def explained(
     except OSError:
         return text
     if found.st_uid == directory.st_uid:
-        return text
+        if os.geteuid() != 0 or not directory.st_uid:
+            return text
+        return f"{text}: user {directory.st_uid}, whose directory it is, may not open it"
     return f"{text}: it {_anothers(found, path, directory)}"

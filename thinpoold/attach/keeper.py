@@ -53,6 +53,8 @@ LOOK_AFTER_SECONDS_MANY = 120.0
 
 _SIZE_SECONDS = 30.0
 _STEP_SECONDS = 30.0
+# Longer than the daemon waits for requests that are under way before it answers.
+_ANSWER_SECONDS = 60.0
 _LOOK_SECONDS = 2.0
 _RETRY_SECONDS = 0.2
 _MCL_CURRENT_AND_FUTURE = 3
@@ -242,7 +244,9 @@ def ask_for_volume(
     """
     while True:
         trusted = pool_paths(Path(attachment.pool)).trusted
-        with ControlClient.connect(Path(control_socket), trusted) as client:
+        with ControlClient.connect(
+            Path(control_socket), trusted, timeout=_ANSWER_SECONDS
+        ) as client:
             answer: Any = client.call(
                 "reconnect",
                 {

@@ -78,9 +78,7 @@ def _silent(paths: PoolPaths) -> ThinPoolError:
 def call_daemon(paths: PoolPaths, method: str, params: dict[str, Json]) -> Any:
     """Run a method in the pool's daemon. Raises PoolNotRunning when there is none."""
     with ControlClient.connect(paths.control_socket, paths.trusted) as client:
-        daemon = f"process {client.server_pid}, the daemon of pool {paths.directory}"
-        with Waiting(f"{daemon}, to answer '{method}'", f"until it does; see {paths.log}"):
-            return client.call(method, params)
+        return client.call(method, params)
 
 
 def call_here(paths: PoolPaths, lock_fd: int, method: str, params: dict[str, Json]) -> Any:

@@ -22,6 +22,7 @@ from thinpoold.control.codes import from_rpc
 from thinpoold.control.jsonrpc import Json, RpcError
 from thinpoold.errors import ControlError, PoolNotRunning
 from thinpoold.paths import shared_parents
+from thinpoold.waiting import Waiting
 
 # An answer lists every volume at most; this is far beyond, and guards against nonsense.
 MAX_ANSWER = 256 << 20
@@ -86,10 +87,16 @@ class ControlClient:
         Raises RemoteError when the daemon refuses or fails, ControlError when it goes away or
         answers nonsense.
         """
+        what = f"the pool's daemon, process {self.server_pid}, to answer {method!r}"
+        seconds = self._peer.gettimeout()
+        with Waiting(what, f"for at most {seconds:.0f} s" if seconds else "until it does"):
+            return self._call(method, params or {})
+
+    def _call(self, method: str, params: dict[str, Json]) -> Json:
         request_id = self._next_id
         self._next_id += 1
         try:
-            self._peer.sendall(jsonrpc.encode_request(method, params or {}, request_id))
+            self._peer.sendall(jsonrpc.encode_request(method, params, request_id))
             line = self._receive_line()
         except TimeoutError:
             raise ControlError(

@@ -8,11 +8,13 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from thinpoold import waiting
 from thinpoold.control import jsonrpc
 from thinpoold.control.client import ControlClient
 from thinpoold.control.codes import RemoteError
@@ -334,3 +336,24 @@ def test_a_daemon_that_does_not_answer_is_not_waited_for_for_ever(path: Path, ho
     finally:
         hold.leave.set()
         server.close()
+
+
+def test_it_is_said_who_is_waited_for(
+    path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(waiting, "AFTER", 0.0)
+    server = ControlServer(path, answer_with(hold))
+    server.start()
+    with ControlClient.connect(path) as client, ThreadPoolExecutor(1) as other:
+        answer = other.submit(client.call, "hold")
+        assert hold.entered.wait(PATIENCE)
+        said = ""
+        while "\n" not in said:
+            said += capsys.readouterr().err
+        hold.leave.set()
+        answer.result()
+    server.close()
+    assert said == (
+        f"thinpool: waiting for the pool's daemon, process {os.getpid()}, to answer 'hold'; "
+        "until it does\n"
+    )
