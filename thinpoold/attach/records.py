@@ -6,8 +6,8 @@
 Invariants
 
 1. A record is believed only while what it tells of is there: the device is still connected by the
-   process that the record names, or the FUSE process still runs. Others are left over, and removed
-   by whoever may.
+   process that the record names, or FUSE's mount is there. Others are left over, and removed by
+   whoever may.
 2. A record is replaced whole, by renaming.
 3. Changes are made with the directory's lock held: two commands never work on one device.
 4. Records are believed of root, and of this user: those in a directory that another user made, or
@@ -83,7 +83,8 @@ class Attachment:
         """Whether it is still attached."""
         if self.kind == NBD:
             return NbdDevice(Path(self.device).name).connector == self.connector
-        return self.is_kept and any(one.point == os.path.dirname(self.file) for one in mounts())
+        # Also without its nbdfuse: then it fails everything, and is to be detached.
+        return any(one.point == os.path.dirname(self.file) for one in mounts())
 
     @property
     def is_kept(self) -> bool:
