@@ -27,11 +27,8 @@ def open_store(path: Path, *, create: bool = False, read_only: bool = False) -> 
         if error.errno not in (errno.EACCES, errno.EPERM):
             raise
         # LMDB does not say which of the two it may not open.
-        for one in (path, beside):
-            text = os.strerror(error.errno)
-            told = poolfiles.explained(error.errno, text, one)
-            if told != text:
-                raise DeviceError(f"{one}: {told}", error.errno) from None
-        raise
+        one = beside if poolfiles.is_anothers(beside) else path
+        text = poolfiles.explained(error.errno, os.strerror(error.errno), one)
+        raise DeviceError(f"{one}: {text}", error.errno) from None
     except OSError as error:
         raise DeviceError(f"{error.filename}: {error.strerror}", error.errno or 0) from None

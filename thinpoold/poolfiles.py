@@ -273,6 +273,14 @@ def _told(error: OSError, path: Path, directory: os.stat_result) -> OSError:
     return _error(error.errno, text, path)
 
 
+def is_anothers(path: Path) -> bool:
+    """Whether a file is there that is not its directory's owner's."""
+    try:
+        return path.lstat().st_uid != path.parent.lstat().st_uid
+    except OSError:
+        return False
+
+
 def explained(
     number: int | None, text: str, path: Path, directory: os.stat_result | None = None
 ) -> str:

@@ -178,3 +178,15 @@ def test_a_directory_that_is_ours_alone_may_hold_anybody_s_files(tmp_path: Path)
         tmp_path.chmod(0o777)
         with pytest.raises(OSError, match="belongs to user 4711"):
             poolfiles.read(tmp_path / "lock")
+
+
+@as_root
+def test_a_file_that_its_owner_may_not_open(theirs: Path) -> None:
+    (theirs / "lock").touch(mode=0)
+    os.chown(theirs / "lock", SOMEBODY, -1)
+    with pytest.raises(PermissionError, match=f"user {SOMEBODY}, whose directory it is, may not"):
+        poolfiles.open_file(theirs / "lock", os.O_RDWR)
+    assert not poolfiles.is_anothers(theirs / "lock")
+    os.chown(theirs / "lock", 0, -1)
+    assert poolfiles.is_anothers(theirs / "lock")
+    assert not poolfiles.is_anothers(theirs / "none")
