@@ -17,7 +17,7 @@ from thinmeta.check import Problem
 from thinmeta.errors import Corrupt, StoreError, UnsupportedFormat
 from thinmeta.store.protocol import BlockStore
 from thinmeta.thin import ThinMetadata
-from thinpoold import deletion, identity, pool_record
+from thinpoold import deletion, identity, pool_record, poolfiles
 from thinpoold.errors import DeviceError, UserError
 from thinpoold.ledger import State, other_commit, read
 from thinpoold.names import check_name
@@ -82,7 +82,8 @@ def data_mark(store: BlockStore, paths: PoolPaths) -> list[Problem]:
             # Told by others.
             return []
         path = record.data_file(paths.directory)
-        why = identity.look(path, *now)
+        with poolfiles.acting_as_owner(paths.directory):
+            why = identity.look(path, *now)
         if not why:
             return []
         if now == before:

@@ -38,6 +38,11 @@ Place: TypeAlias = tuple[str, int]
 
 T = TypeVar("T")
 
+# A machine that died is known to be gone after two minutes.
+KEEP_IDLE_SECONDS = 60
+KEEP_INTERVAL_SECONDS = 10
+KEEP_PROBES = 6
+
 _LOOK_AGAIN = 0.01
 _looking = threading.Lock()
 
@@ -46,6 +51,32 @@ def listening() -> Addresses:
     """The addresses at which this process waits for NBD clients."""
     found = _each(lambda one: _address(one) if _listens(one) else None)
     return frozenset(name for name in found if not str(name).endswith(CONTROL_SOCKET))
+
+
+def keep_alive(
+    addresses: Addresses,
+    *,
+    idle: int = KEEP_IDLE_SECONDS,
+    interval: int = KEEP_INTERVAL_SECONDS,
+    probes: int = KEEP_PROBES,
+) -> None:
+    """Have connections to these ports end when nothing answers at the other side any more.
+
+    A machine that died says nothing. After `idle` seconds without a word from it the kernel asks,
+    `probes` times, every `interval` seconds. The connections that there are get that, and those to
+    come, from the socket that listens. While answers are on their way, which nobody confirms, the
+    kernel gives up by a clock of its own, after a quarter of an hour (net.ipv4.tcp_retries2): to
+    cut that short would also cut off a client that was only paused.
+    """
+
+    def see(one: socket.socket) -> None:
+        if _address(one) in addresses:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
+
+    _each(see)
 
 
 def hang_up(addresses: Addresses) -> bool:
@@ -64,6 +95,31 @@ def ports(addresses: Addresses) -> Addresses:
 def places(addresses: Addresses) -> set[Place]:
     """Where the clients over a network are that have connected to these addresses."""
     return set(_clients(addresses, _place))
+
+
+def sockets_of(addresses: Addresses, pid: int | None) -> set[int]:
+    """The sockets of this process's at UNIX sockets whose client that process is; their inodes."""
+    found = _clients(
+        addresses,
+        lambda one: (
+            os.fstat(one.fileno()).st_ino
+            if one.family == socket.AF_UNIX and _process(one) == (pid or 0)
+            else None
+        ),
+    )
+    return set(found)
+
+
+def hang_up_on(addresses: Addresses, sockets: Collection[int]) -> int:
+    """Shut these sockets, both ways; return how many there were."""
+    return len(
+        _clients(
+            addresses,
+            lambda one: (
+                _shut(one, socket.SHUT_RDWR) if os.fstat(one.fileno()).st_ino in sockets else None
+            ),
+        )
+    )
 
 
 def hang_up_at(addresses: Addresses, chosen: Collection[Place]) -> int:

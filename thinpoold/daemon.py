@@ -17,6 +17,7 @@ import re
 import resource
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import thinpoold
-from thinpoold import activation, fastpath, launch, lock, notify, tls
+from thinpoold import activation, fastpath, launch, lock, notify, poolfiles, tls
 from thinpoold.errors import ThinPoolError, UserError
 from thinpoold.paths import NBD_SOCKET, RUN_FILES, PoolPaths
 from thinpoold.runtime import ENVIRONMENT, READY_FD, block_signals, environment
@@ -117,7 +118,8 @@ def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoRetur
     choice = fastpath.choose(options.fastpath, script, version)
     lock_fd = lock.acquire(paths, lock.DAEMON, LOCK_WAIT)
     run_files = make_run_dir(paths, keep)
-    argv = [nbdkit, "--foreground", *listen, "--pidfile", str(paths.pid_file)]
+    _write_pid_file(paths)
+    argv = [nbdkit, "--foreground", *listen]
     threads = options.threads or safe_threads(version)
     argv += ["--threads", str(threads)]
     if choice.filter is not None:
@@ -278,24 +280,43 @@ def search_path() -> str:
 
 
 def make_run_dir(paths: PoolPaths, keep: frozenset[str] = frozenset()) -> list[str]:
-    """Make the directory of the sockets, ours alone, and clear it of all but `keep`.
+    """Make the directory of the sockets, its owner's alone, and clear it of all but `keep`.
 
     Returns the names of what this run will leave there. The caller holds the lock.
     """
     ours = [name for name in RUN_FILES if name not in keep]
     try:
-        paths.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Under /tmp, another user could have made it, or what it lies in, first.
-        for directory in (paths.run_dir, *paths.shared_run_parents):
-            owner = directory.lstat().st_uid
-            if owner != os.geteuid() or not directory.is_dir():
-                raise ThinPoolError(f"{directory} belongs to user {owner}: have it removed")
-        paths.run_dir.chmod(0o700)
+        if paths.run_dir.parent == paths.directory:
+            os.close(poolfiles.make_private(paths.run_dir))
+        else:
+            _make_own_run_dir(paths)
         for name in ours:
-            (paths.run_dir / name).unlink(missing_ok=True)
+            poolfiles.remove(paths.run_dir / name)
     except OSError as error:
         raise ThinPoolError(f"run directory {paths.run_dir}: {error.strerror}") from None
     return ours
+
+
+def _write_pid_file(paths: PoolPaths) -> None:
+    """Write the process id, which does not change any more.
+
+    nbdkit, which can do that too, would follow a symbolic link.
+    """
+    try:
+        poolfiles.replace(paths.pid_file, f"{os.getpid()}\n".encode())
+    except OSError as error:
+        raise ThinPoolError(f"{paths.pid_file}: {error.strerror}") from None
+
+
+def _make_own_run_dir(paths: PoolPaths) -> None:
+    """Make a run directory that is not in the pool's. Raises OSError, ThinPoolError."""
+    for directory in (*paths.shared_run_parents, paths.run_dir):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Under /tmp, another user could have made it first.
+        found = directory.lstat()
+        if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):
+            raise ThinPoolError(f"{directory} belongs to user {found.st_uid}: have it removed")
+        directory.chmod(0o700)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Invariants
 
 1. A connection that has a volume open is never touched.
 2. One that has none is hung up on when it has been there for so many seconds, a round more or less.
+3. Each is kept alive, so that one whose machine died ends, whether it has a volume open or not.
 
 Thread-safety: `start` and `stop` are one thread's; `look` is the thread's own.
 """
@@ -57,6 +58,8 @@ class Handshakes:
     def look(self) -> int:
         """Hang up on who has taken too long; return on how many."""
         now = self._clock()
+        # For who was waiting to be accepted when the port got it.
+        clients.keep_alive(self._addresses)
         self._since = {
             place: self._since.get(place, now) for place in clients.places(self._addresses)
         }

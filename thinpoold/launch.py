@@ -16,12 +16,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from thinpoold import lock, logkeeper
+from thinpoold import lock, logkeeper, poolfiles
 from thinpoold.control.client import ControlClient
 from thinpoold.control.codes import one_line
 from thinpoold.errors import ControlError, DeviceError, PoolNotRunning, ThinPoolError
 from thinpoold.paths import PoolPaths
 from thinpoold.runtime import LOG_KEPT, READY_FD
+from thinpoold.waiting import Waiting
 
 _REASON_BYTES = 8192
 # The log's pipe: what the daemon may say in one go. More is refused to some users.
@@ -49,7 +50,8 @@ def start(paths: PoolPaths, options: Sequence[str] = ()) -> dict[str, Any]:
             os.close(fd)
         ready_child = log_fd = -1
         try:
-            message = _read_line(ready)
+            with Waiting(f"process {pid} to open the pool", f"until it serves; see {paths.log}"):
+                message = _read_line(ready)
         except KeyboardInterrupt:
             os.kill(pid, 15)
             raise
@@ -66,7 +68,7 @@ def stop(paths: PoolPaths) -> dict[str, Any]:
     Raises PoolNotRunning when there is none, ControlError when one is there but cannot be asked.
     """
     try:
-        client = ControlClient.connect(paths.control_socket)
+        client = ControlClient.connect(paths.control_socket, paths.trusted)
     except PoolNotRunning:
         if lock.is_held(paths):
             who = lock.holder(paths)
@@ -77,14 +79,17 @@ def stop(paths: PoolPaths) -> dict[str, Any]:
         raise
     with client:
         # Opened before the request, so that the process meant is the one waited for.
+        pid = client.server_pid
         try:
-            process = os.pidfd_open(client.server_pid)
+            process = os.pidfd_open(pid)
         except ProcessLookupError:
             raise PoolNotRunning("the pool is not running: it has just stopped") from None
         try:
             answer: dict[str, Any] = client.call("stop")
             client.close()
-            select.select([process], [], [])
+            until = "until all is written out, and clients have had their answers"
+            with Waiting(f"the pool's daemon, process {pid}, to end", until):
+                select.select([process], [], [])
         finally:
             os.close(process)
     return answer
@@ -93,7 +98,7 @@ def stop(paths: PoolPaths) -> dict[str, Any]:
 def _log_size(paths: PoolPaths) -> int:
     """Return how long the log is. Raises DeviceError if none can be written."""
     try:
-        fd = logkeeper.open_log(str(paths.log))
+        fd = poolfiles.open_file(paths.log, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     except OSError as error:
         raise DeviceError(f"{paths.log}: {error.strerror}", error.errno or 0) from None
     try:
@@ -199,7 +204,7 @@ def _ending(status: int) -> str:
 
 def _last_words(paths: PoolPaths, log_start: int) -> str:
     """Return the last line that the daemon or nbdkit wrote since `log_start`, or ''."""
-    with open(paths.log, "rb") as log:
+    with open(poolfiles.open_file(paths.log, os.O_RDONLY), "rb") as log:
         log.seek(0, os.SEEK_END)
         log.seek(max(log_start, log.tell() - _REASON_BYTES))
         lines = log.read().decode("utf-8", "replace").splitlines()

@@ -36,7 +36,7 @@ from pathlib import Path
 from time import time
 from typing import Final
 
-from thinpoold import pagecache
+from thinpoold import pagecache, poolfiles
 from thinpoold.boot import NO_BOOT, Boot, Since, current
 from thinpoold.errors import DeviceError, NoSpace
 from thinpoold.ledger_format import (
@@ -143,8 +143,7 @@ class Ledger:
             if self._path is None:
                 return
             try:
-                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-                self._fd = os.open(self._path, flags, 0o600)
+                self._fd = poolfiles.open_file(self._path, os.O_RDWR | os.O_CREAT)
                 self._size = os.fstat(self._fd).st_size // _STEP * _STEP
             except OSError as error:
                 raise _failure(self._path, error) from None

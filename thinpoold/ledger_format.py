@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 from zlib import crc32
 
+from thinpoold import poolfiles
 from thinpoold.boot import NO_BOOT, Boot
 from thinpoold.errors import DeviceError
 
@@ -121,7 +122,7 @@ def name_digest(name: str) -> bytes:
 def read(path: Path, uuid: bytes) -> Found:
     """Read the file, if there is one. Raises `DeviceError` where it cannot be read."""
     try:
-        octets = path.read_bytes()
+        octets = poolfiles.read(path)
     except FileNotFoundError:
         return Found()
     except OSError as error:

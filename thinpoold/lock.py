@@ -13,6 +13,7 @@ import os
 import time
 from dataclasses import dataclass
 
+from thinpoold import poolfiles
 from thinpoold.errors import DeviceError, PoolLocked
 from thinpoold.paths import PoolPaths
 
@@ -37,7 +38,7 @@ def acquire(paths: PoolPaths, what: str, wait: float = 0.0) -> int:
     PoolLocked when another holds it, DeviceError when the lock file cannot be opened.
     """
     try:
-        fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = poolfiles.open_file(paths.lock, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise DeviceError(f"{paths.lock}: {error.strerror}", error.errno or 0) from None
     try:
@@ -66,7 +67,7 @@ def _lock(fd: int, paths: PoolPaths, deadline: float) -> None:
 def holder(paths: PoolPaths) -> Holder:
     """Return who took the lock last, whether or not it still holds it."""
     try:
-        pid, what, *_ = paths.lock.read_text("utf-8", "replace").split("\n")
+        pid, what, *_ = poolfiles.read(paths.lock).decode(errors="replace").split("\n")
         return Holder(int(pid), what)
     except (OSError, ValueError):
         return Holder(0, "")
@@ -88,7 +89,7 @@ def _is_daemon(who: Holder) -> bool:
 def is_held(paths: PoolPaths) -> bool:
     """Whether some process holds the lock right now."""
     try:
-        fd = os.open(paths.lock, os.O_RDWR | os.O_CLOEXEC)
+        fd = poolfiles.open_file(paths.lock, os.O_RDWR)
     except OSError:
         return False
     try:

@@ -22,6 +22,8 @@ Invariants
    and the file system can be unmounted.
 6. The daemon never waits for its log: the pipe does not block, and what does not fit is lost.
 
+7. Root's acts with the rights of the owner of the log's directory.
+
 It imports the standard library alone: it is started by its path, without the rest of the package.
 
 Thread-safety: one thread.
@@ -278,6 +280,15 @@ def _now() -> str:
     return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))},{int(now % 1 * 1000):03d} "
 
 
+def become_owner(directory: str) -> None:
+    """If this process is root's, have it be the directory's owner's: see `poolfiles`."""
+    owner = os.stat(directory, follow_symlinks=False)
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups([])
+        os.setresgid(owner.st_gid, owner.st_gid, owner.st_gid)
+        os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)
+
+
 def main() -> None:
     """Keep the log LOG, and OLD, of what comes from stdin; all of it with THINPOOL_DEBUG."""
     path, old = sys.argv[1:]
@@ -285,6 +296,7 @@ def main() -> None:
         # It ends with the daemon, and neither before nor after.
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
+    become_owner(os.path.dirname(path))
     with open("/proc/self/comm", "w") as comm:
         comm.write("thinpoold-log")
     keep(0, Log(path, old), None if os.environ.get("THINPOOL_DEBUG") else Condenser())

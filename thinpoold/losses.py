@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import uuid as uuids
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
+
+from thinpoold import poolfiles
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Losses:
         if self._path is None:
             return self._kept
         try:
-            told = json.loads(self._path.read_bytes())
+            told = json.loads(poolfiles.read(self._path))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
@@ -88,16 +89,13 @@ class Losses:
         if self._path is None:
             self._kept = told
             return
-        new = self._path.with_name(self._path.name + ".new")
         try:
-            if not told:
-                self._path.unlink(missing_ok=True)
-                return
-            new.write_text(json.dumps(told, indent=1) + "\n")
-            os.replace(new, self._path)
+            if told:
+                poolfiles.replace(self._path, f"{json.dumps(told, indent=1)}\n".encode())
+            else:
+                poolfiles.remove(self._path)
         except OSError as error:
             log.warning("%s: what was lost cannot be told: %s", self._path, error)
-            new.unlink(missing_ok=True)
 
 
 def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

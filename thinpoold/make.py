@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from thinmeta.store.lmdb import LmdbStore
 from thinmeta.thin import ThinMetadata
-from thinpoold import foreign, identity, lives, lock, pool_record
+from thinpoold import foreign, identity, lives, lock, pool_record, poolfiles
 from thinpoold.device import DataDevice
 from thinpoold.direct import check_direct
 from thinpoold.errors import DeviceError, PoolExists, UserError
+from thinpoold.metadata_file import open_store
 from thinpoold.names import check_name
 from thinpoold.paths import PoolPaths, pool_paths
 from thinpoold.pool_record import PoolRecord
@@ -55,22 +55,24 @@ def create_pool(
     check_name(name or paths.name, "pool")
     with ExitStack() as undo:
         _make_directory(paths.directory, undo)
-        fd = lock.acquire(paths, "thinpool init")
-        try:
-            _refuse_existing(paths)
-            device = _data_device(paths, data, size, block_size, force, undo)
-            settings = settings or Settings()
+        # What the pool's owner may not open could not be served either.
+        with poolfiles.acting_as_owner(paths.directory):
+            fd = lock.acquire(paths, "thinpool init")
             try:
-                if settings.cache == "bufio":
-                    check_direct(device.path)
-                _fill(paths, device, name or paths.name, size, block_size, settings)
+                _refuse_existing(paths)
+                device = _data_device(paths, data, size, block_size, force, undo)
+                settings = settings or Settings()
+                try:
+                    if settings.cache == "bufio":
+                        check_direct(device.path)
+                    _fill(paths, device, name or paths.name, size, block_size, settings)
+                finally:
+                    device.close()
+            except BaseException:
+                undo.callback(poolfiles.remove, paths.lock)
+                raise
             finally:
-                device.close()
-        except BaseException:
-            undo.callback(paths.lock.unlink, missing_ok=True)
-            raise
-        finally:
-            os.close(fd)
+                os.close(fd)
         undo.pop_all()
 
 
@@ -115,7 +117,8 @@ def _data_device(
             raise DeviceError(f"data device {path} does not exist: name its size to make it")
         _make_file(path, size)
         undo.callback(path.unlink, missing_ok=True)
-    device = DataDevice.open(path)
+    with poolfiles.opening_device(paths.directory):
+        device = DataDevice.open(path)
     try:
         identity.check_unclaimed(device, force=force)
         if size is None:
@@ -167,7 +170,7 @@ def _fill(
     uuid = uuids.uuid4().bytes
     blocks = (size if size is not None else _room(device)) // block_size
     with identity.undone_on_failure(device), _new_metadata(paths) as path:
-        store = LmdbStore(path, create=True)
+        store = open_store(path, create=True)
         try:
             metadata = ThinMetadata.create(
                 store, data_block_sectors=block_size // SECTOR, data_blocks=blocks, uuid=uuid

@@ -188,6 +188,7 @@ def after_fork() -> None:
                 cache_bytes=parse_size(size) if size is not None else None,
                 serving=True,
             )
+        _pool.openers.addresses = _runtime.addresses
         _find_filter()
         _pool.start()
         _runtime.serve(_pool)

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Final
 from zlib import crc32
 
+from thinpoold import poolfiles
+
 _MAGIC: Final = b"tprecnt2"
 HEADER: Final = struct.Struct("<8sQ16s16sI")
 RECORDS_AT: Final = 512
@@ -84,7 +86,7 @@ def record(seed: int, what: int, block: int, count: int = 0) -> bytes:
 def read(path: Path, boot: bytes, uuid: bytes) -> Leftover | None:
     """What the file says, None if it says nothing. Raises `OSError`, but not for one missing."""
     try:
-        octets = path.read_bytes()
+        octets = poolfiles.read(path)
     except FileNotFoundError:
         return None
     head = octets[: HEADER.size]

@@ -8,17 +8,23 @@ Thread-safety: any thread.
 
 from __future__ import annotations
 
+import logging
 import pwd
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from thinpoold import clients
 from thinpoold.access import Peer
+from thinpoold.claims import Claims
 from thinpoold.clients import Place
 from thinpoold.ledger import Guest, name_digest
+
+log = logging.getLogger(__name__)
 
 PROC = Path("/proc")
 
@@ -48,9 +54,13 @@ class Openers:
     """All connections that have a volume open."""
 
     def __init__(self) -> None:
+        # Where this process waits for clients.
+        self.addresses: clients.Addresses = frozenset()
         self._lock = threading.Lock()
         # Guarded by the lock; in the order in which they came.
         self._openings: dict[Opening, None] = {}
+        # Guarded by the lock: those at Unix sockets.
+        self._claims = Claims[Opening]()
 
     def add(self, volume: bytes, peer: Peer, read_only: bool) -> Opening:
         """Note a connection that has opened the volume with this uuid."""
@@ -58,12 +68,50 @@ class Openers:
         opening = Opening(volume, client, datetime.now(UTC))
         with self._lock:
             self._openings[opening] = None
+            if peer.address is None:
+                # Under the lock: of two that come at once each is to know what the other claims.
+                self._claims.add(opening, self._sockets(peer.pid))
         return opening
 
     def remove(self, opening: Opening) -> None:
         """Forget a connection that has ended."""
         with self._lock:
             del self._openings[opening]
+            self._claims.remove(opening)
+
+    def _sockets(self, pid: int | None) -> set[int]:
+        try:
+            return clients.sockets_of(self.addresses, pid) if self.addresses else set()
+        except OSError as error:
+            # Just `hang_up` will not find it then.
+            log.warning("cannot look for a client's connection: %s", error)
+            return set()
+
+    def have(self, openings: Iterable[Opening]) -> int:
+        """How many of these are still there."""
+        with self._lock:
+            return sum(one in self._openings for one in openings)
+
+    def hang_up(self, volume: bytes, who: Callable[[Peer], bool]) -> list[Opening] | None:
+        """Shut the connections that clients have to a volume; return them.
+
+        Clients are those of whom `who` says so. None, and nothing is shut, where a connection
+        cannot be told from one that has another volume open.
+        """
+        with self._lock:
+            chosen = [
+                one for one in self._openings if one.volume == volume and who(one.client.peer)
+            ]
+            peers = [one.client.peer for one in chosen]
+            pids = {peer.pid for peer in peers if peer.address is None}
+            there = set[int]().union(*(clients.sockets_of(self.addresses, pid) for pid in pids))
+            sockets = self._claims.of(chosen, there)
+            if sockets is None:
+                return None
+            clients.hang_up_on(self.addresses, sockets)
+            places = {(str(one.address), one.port) for one in peers if one.port is not None}
+            clients.hang_up_at(self.addresses, places)
+        return chosen
 
     def places(self) -> set[Place]:
         """Where those are that have come over a network."""

@@ -6,7 +6,8 @@
 Invariants
 
 1. The paths follow from the pool's real directory, the user and the environment alone, so every
-   command finds the sockets that the daemon made without asking anything else.
+   command finds the sockets that the daemon made without asking anything else. They are without
+   symbolic links.
 2. A socket's path always fits the 107 bytes that the kernel gives it.
 
 Nothing here touches the disk but to look; safe from any thread.
@@ -17,11 +18,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from thinpoold.errors import NoSuchPool
+from thinpoold import poolfiles
+from thinpoold.errors import DeviceError, NoSuchPool
 from thinpoold.names import check_name
 
 MAX_SOCKET_PATH = 107
-_ANYBODYS = Path("/tmp")
+_ANYBODYS = Path(os.path.realpath("/tmp"))
 METADATA_FILE = "metadata.lmdb"
 NBD_SOCKET = "nbd.sock"
 CONTROL_SOCKET = "control.sock"
@@ -93,8 +95,13 @@ class PoolPaths:
     @property
     def shared_run_parents(self) -> tuple[Path, ...]:
         """The directories above `run_dir` that lie where anybody may make one."""
-        parent = self.run_dir.parent
-        return (parent,) if parent.parent == _ANYBODYS and parent != self.directory else ()
+        return () if self.run_dir.parent == self.directory else shared_parents(self.run_dir)
+
+    @property
+    def trusted(self) -> frozenset[int]:
+        """The users whose daemon may be the pool's: root, this one, the directory's owner."""
+        owner = poolfiles.owner_of(self.directory)
+        return frozenset({0, os.geteuid()} if owner is None else {0, os.geteuid(), owner})
 
     @property
     def nbd_socket(self) -> Path:
@@ -109,8 +116,12 @@ class PoolPaths:
         return self.run_dir / PID_FILE
 
     def require_pool(self) -> "PoolPaths":
-        """Return self when a pool lies here; raise NoSuchPool if not."""
-        if not self.metadata.exists():
+        """Return self when a pool lies here. Raises NoSuchPool, DeviceError where none may look."""
+        try:
+            found = os.path.lexists(self.metadata)
+        except OSError as error:
+            raise DeviceError(f"{self.metadata}: {error.strerror}", error.errno or 0) from None
+        if not found:
             raise NoSuchPool(
                 f"no pool in {self.directory}: it has no {METADATA_FILE}; "
                 "make one with 'thinpool init', or name another with -p"
@@ -148,6 +159,12 @@ def pool_paths(directory: Path) -> PoolPaths:
     return PoolPaths(real, _run_dir(real))
 
 
+def shared_parents(directory: Path) -> tuple[Path, ...]:
+    """Return the directories above this one that lie where anybody may make one."""
+    parent = directory.parent
+    return (parent,) if parent.parent == _ANYBODYS else ()
+
+
 def _run_dir(directory: Path) -> Path:
     base = _runtime_base()
     if base is not None and directory.parent == Path(os.path.realpath(default_directory())):
@@ -165,4 +182,4 @@ def _runtime_base() -> Path | None:
     if os.geteuid() == 0:
         return Path("/run")
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    return Path(runtime) if os.path.isabs(runtime) else None
+    return Path(os.path.realpath(runtime)) if os.path.isabs(runtime) else None

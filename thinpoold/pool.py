@@ -27,10 +27,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from thinmeta.errors import Corrupt, ThinMetaError
-from thinmeta.store.lmdb import LmdbStore
 from thinmeta.store.protocol import BlockStore
 from thinmeta.thin import ThinMetadata
-from thinpoold import boot, identity, lives, lock, pool_record
+from thinpoold import boot, identity, lives, lock, pool_record, poolfiles
 from thinpoold.core import Core
 from thinpoold.deletion import Deletion
 from thinpoold.device import DataDevice
@@ -48,6 +47,7 @@ from thinpoold.ledger import Guest, Ledger, State, other_commit
 from thinpoold.losses import Losses
 from thinpoold.make import create_pool
 from thinpoold.mapping_table import MappingTable
+from thinpoold.metadata_file import open_store
 from thinpoold.modes import Mode
 from thinpoold.openers import Openers
 from thinpoold.paths import PoolPaths, pool_paths
@@ -140,18 +140,19 @@ class Pool:
             if lock_fd is None:
                 own_lock = lock.acquire(paths, "thinpoold")
                 undo.callback(os.close, own_lock)
-            store = LmdbStore(paths.metadata, read_only=read_only)
+            store = open_store(paths.metadata, read_only=read_only)
             undo.callback(store.close)
             metadata = ThinMetadata.open(store, cache_bytes=cache_bytes or DEFAULT_CACHE_BYTES)
             undo.callback(metadata.close)
             record = pool_record.load(metadata)
             data = record.data_file(paths.directory)
             device: DataDevice
-            if serving and record.settings.cache == "bufio":
-                bound = record.settings.data_cache
-                device = DirectDevice.open_direct(data, bound, read_only=read_only)
-            else:
-                device = DataDevice.open(data, read_only=read_only)
+            with poolfiles.opening_device(paths.directory):
+                if serving and record.settings.cache == "bufio":
+                    bound = record.settings.data_cache
+                    device = DirectDevice.open_direct(data, bound, read_only=read_only)
+                else:
+                    device = DataDevice.open(data, read_only=read_only)
             undo.callback(device.close)
             _check_device(device, metadata, record, accepting=accepting)
             ledger, losses = Ledger(paths.ledger, record.uuid), Losses(paths.losses)

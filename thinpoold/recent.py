@@ -46,7 +46,7 @@ from pathlib import Path
 from typing import Final
 from zlib import crc32
 
-from thinpoold import boot
+from thinpoold import boot, poolfiles
 from thinpoold.notes import (
     BODY,
     CRC_BYTES,
@@ -146,7 +146,7 @@ class RecentChanges:
         for path in self._paths:
             left = read(path, self._boot, self._uuid)
             if left is not None:
-                fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                fd = poolfiles.open_file(path, os.O_WRONLY)
                 try:
                     _put_end(fd, left.seed, left.flushed, left.flushed_end)
                 finally:
@@ -169,8 +169,7 @@ class RecentChanges:
             return
         try:
             for path in self._paths:
-                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-                fd = os.open(path, flags, 0o600)
+                fd = poolfiles.open_file(path, os.O_RDWR | os.O_CREAT)
                 self._files.append(_File(path, fd))
                 os.ftruncate(fd, _SIZE)
                 _put(fd, bytes(_SIZE), 0)
@@ -182,7 +181,7 @@ class RecentChanges:
             # What cannot be overwritten must not be taken for a later transaction's.
             self.close()
             for path in self._paths:
-                path.unlink(missing_ok=True)
+                poolfiles.remove(path)
             return
         if self._files:
             self._start(generation)
@@ -374,7 +373,7 @@ class RecentChanges:
             try:
                 _put(files[path], bytes(RECORDS_AT), 0)
             except (KeyError, OSError):
-                path.unlink(missing_ok=True)
+                poolfiles.remove(path)
         self.close()
 
     def _put_end_of(self, file: _File, *, nothing: bool = False) -> None:

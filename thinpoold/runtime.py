@@ -34,13 +34,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from thinpoold import clients, notify, ratelimit
+from thinpoold import clients, notify, poolfiles, ratelimit
 from thinpoold.control.codes import one_line
 from thinpoold.control.dispatch import Dispatcher
 from thinpoold.control.server import ControlServer
 from thinpoold.fastpath import Choice
 from thinpoold.handshakes import Handshakes
-from thinpoold.paths import CONTROL_SOCKET
+from thinpoold.paths import CONTROL_SOCKET, NBD_SOCKET
 from thinpoold.sizes import format_size
 
 log = logging.getLogger(__name__)
@@ -104,6 +104,8 @@ class Runtime:
         path = self.control_socket
         if path is None:
             return
+        if NBD_SOCKET in self.run_files and path.with_name(NBD_SOCKET).exists():
+            poolfiles.give(path.with_name(NBD_SOCKET))
         server = ControlServer(path, Dispatcher(self).answer)
         server.start()
         self._server = server
@@ -115,6 +117,7 @@ class Runtime:
         self._heart.start()
         ports = clients.ports(self.addresses)
         if ports:
+            clients.keep_alive(ports)
             self._handshakes = Handshakes(ports, pool.openers.places)
             self._handshakes.start()
 
@@ -214,7 +217,7 @@ class Runtime:
     def _remove_run_files(self) -> None:
         if self.run_dir is not None:
             for name in self.run_files:
-                (self.run_dir / name).unlink(missing_ok=True)
+                poolfiles.remove(self.run_dir / name)
 
 
 def environment(

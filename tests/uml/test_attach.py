@@ -81,6 +81,21 @@ def test_a_keeper_that_was_killed_is_replaced(machine: Machine) -> None:
     assert "mounted on /run/mnt/v: unmount it first" in mounted
 
 
+def test_a_device_whose_daemon_is_gone_or_hangs_is_taken_by_force(machine: Machine) -> None:
+    # That its requests fail is what is asked for.
+    machine.expected += ["I/O error", "EXT4-fs", "JBD2", "Aborting journal", "lost", "nbd0"]
+    seen = machine.call(attached.taken_by_force)
+    says = ["does not answer", "mounted on /run/mnt/v: unmount it first"] * 2
+    for said, refusal in zip(says, cast(list[str], seen["refusals"]), strict=True):
+        assert said in refusal
+    gone, left, hung, left_too = cast(list[str], seen["forced"])
+    assert (gone, left, left_too) == ("", *["[False, False, False]"] * 2)
+    # A process has a file open there still.
+    assert "/dev/nbd0 is free when who has it lets go: in use by the kernel" in hung
+    assert seen["kept"] == ["kept-False", "kept-True"]
+    assert seen["complaints"] == []
+
+
 def test_four_volumes_at_once(machine: Machine) -> None:
     seen = machine.call(attached.four_at_once)
     assert seen["devices"] == ["/dev/nbd0", "/dev/nbd1", "/dev/nbd2", "/dev/nbd3"]

@@ -28,6 +28,7 @@ class Server:
 
     def __init__(self, family: int, address: str) -> None:
         self._stack = ExitStack()
+        self.accepted: list[socket.socket] = []
         self.listener = self._stack.enter_context(
             socket.create_server((address, 0), family=family, dualstack_ipv6=address == "::")
         )
@@ -35,7 +36,7 @@ class Server:
 
     def connect(self, address: str) -> socket.socket:
         client = self._stack.enter_context(socket.create_connection((address, self.port)))
-        self._stack.enter_context(self.listener.accept()[0])
+        self.accepted.append(self._stack.enter_context(self.listener.accept()[0]))
         return client
 
     def close(self) -> None:
@@ -102,3 +103,23 @@ def test_a_look_that_fails_is_not_the_last(server: Server) -> None:
 
 def test_unix_sockets_are_no_ports() -> None:
     assert clients.ports(frozenset(["/run/nbd.sock", 10809])) == {10809}
+
+
+def test_those_that_come_and_those_that_are_there_are_kept_alive(server: Server) -> None:
+    family = server.listener.family
+    address = "127.0.0.1" if family == socket.AF_INET else "::1"
+    early = server.connect(address)
+    clients.keep_alive(frozenset([server.port]), idle=7, interval=5, probes=3)
+    late = server.connect(address)
+    unasked = socket.create_server(("127.0.0.1", 0))
+    with unasked:
+        assert not unasked.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    for client, accepted in zip((early, late), server.accepted, strict=True):
+        assert accepted.getpeername()[1] == client.getsockname()[1]
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        for option, value in (
+            (socket.TCP_KEEPIDLE, 7),
+            (socket.TCP_KEEPINTVL, 5),
+            (socket.TCP_KEEPCNT, 3),
+        ):
+            assert accepted.getsockopt(socket.IPPROTO_TCP, option) == value

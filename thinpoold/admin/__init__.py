@@ -14,6 +14,7 @@ Invariants
 Thread-safety: any thread, several at a time.
 """
 
+from thinpoold.admin.connections import disconnect
 from thinpoold.admin.facts import export_of, find, info, list_volumes, status, tree
 from thinpoold.admin.losses import accept_loss
 from thinpoold.admin.memory import memory
@@ -25,6 +26,7 @@ __all__ = [
     "accept_loss",
     "create",
     "delete",
+    "disconnect",
     "export_of",
     "find",
     "get_settings",

@@ -10,5 +10,6 @@ handshake   an NBD connection made ready to be handed to the kernel
 records     what this machine has attached
 keeper      the process that stays with a device and reconnects it
 fuse        attaching without root: nbdfuse, and a loop device where that is allowed
+unmount     unmounting what was attached, also where its daemon is gone
 verbs       attach, refresh and detach, as the command line calls them
 """

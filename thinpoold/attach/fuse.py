@@ -17,7 +17,7 @@ from pathlib import Path
 from thinpoold.attach import nbdclient, records
 from thinpoold.attach.devices import BlockDevice
 from thinpoold.attach.errors import AttachFailed, AttachRefused
-from thinpoold.attach.mounts import PROC, openers
+from thinpoold.attach.mounts import PROC, mounts, openers
 from thinpoold.attach.records import Attachment
 
 _SECONDS = 30.0
@@ -132,12 +132,15 @@ def _wait_until_served(process: "subprocess.Popen[bytes]", pid_file: Path, log: 
     pid_file.unlink(missing_ok=True)
 
 
-def detach(attachment: Attachment) -> None:
-    """Take the loop device and the file away. Nobody uses them. Raises AttachFailed."""
+def detach(attachment: Attachment, *, used: bool = False) -> None:
+    """Take the loop device and the file away. Raises AttachFailed.
+
+    Who has them open while they are `used` keeps what is left of them, nbdfuse having been ended.
+    """
     device = attachment.block_device
     # Somebody may have taken it away, and it may serve another file by now.
     if device is not None and loop_file(device) == attachment.file:
-        _free_loop(device, attachment.file)
+        _free_loop(device, attachment.file, 0 if used else _SECONDS)
     directory = Path(attachment.file).parent
     _unmount(directory)
     deadline = time.monotonic() + _SECONDS
@@ -181,10 +184,10 @@ def make_loop(file: Path, *, read_only: bool) -> Path | None:
     return Path(path) if done.returncode == 0 and path else None
 
 
-def _free_loop(device: BlockDevice, file: str) -> None:
+def _free_loop(device: BlockDevice, file: str, seconds: float = _SECONDS) -> None:
     """Take a loop device off its file. Raises AttachFailed, AttachRefused."""
     nbdclient.run([nbdclient.find("losetup", "mount"), "--detach", str(device.path)])
-    deadline = time.monotonic() + _SECONDS
+    deadline = time.monotonic() + seconds
     while loop_file(device) == file and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN)
 
@@ -204,5 +207,7 @@ def loop_file(device: BlockDevice) -> str:
 
 def _unmount(directory: Path) -> None:
     """Take FUSE's mount away. Raises AttachFailed, unless there is none."""
-    if os.path.ismount(directory):
-        nbdclient.run([nbdclient.find("fusermount3", "fuse3"), "-u", str(directory)])
+    # Not os.path.ismount, to which one without its nbdfuse is none.
+    if any(one.point == str(directory) for one in mounts()):
+        lazily = [] if os.path.ismount(directory) else ["-z"]
+        nbdclient.run([nbdclient.find("fusermount3", "fuse3"), "-u", *lazily, str(directory)])

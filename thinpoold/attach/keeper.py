@@ -42,6 +42,7 @@ from thinpoold.attach.records import Attachment
 from thinpoold.control.client import ControlClient
 from thinpoold.control.codes import one_line
 from thinpoold.errors import ThinPoolError
+from thinpoold.paths import pool_paths
 
 # How long the kernel lets a request go unanswered before it looks whether it was lost with its
 # connection, and repeats it then. With one connection a slow request is left alone, so this can be
@@ -52,6 +53,8 @@ LOOK_AFTER_SECONDS_MANY = 120.0
 
 _SIZE_SECONDS = 30.0
 _STEP_SECONDS = 30.0
+# Longer than the daemon waits for requests that are under way before it answers.
+_ANSWER_SECONDS = 60.0
 _LOOK_SECONDS = 2.0
 _RETRY_SECONDS = 0.2
 _MCL_CURRENT_AND_FUTURE = 3
@@ -240,7 +243,10 @@ def ask_for_volume(
     ends all that serve the attachment first. Raises PoolNotRunning, ControlError, RemoteError.
     """
     while True:
-        with ControlClient.connect(Path(control_socket)) as client:
+        trusted = pool_paths(Path(attachment.pool)).trusted
+        with ControlClient.connect(
+            Path(control_socket), trusted, timeout=_ANSWER_SECONDS
+        ) as client:
             answer: Any = client.call(
                 "reconnect",
                 {

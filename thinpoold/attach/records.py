@@ -6,10 +6,12 @@
 Invariants
 
 1. A record is believed only while what it tells of is there: the device is still connected by the
-   process that the record names, or the FUSE process still runs. Others are left over, and removed
-   by whoever may.
+   process that the record names, or FUSE's mount is there. Others are left over, and removed by
+   whoever may.
 2. A record is replaced whole, by renaming.
 3. Changes are made with the directory's lock held: two commands never work on one device.
+4. Records are believed of root, and of this user: those in a directory that another user made, or
+   that others can write to, are nobody's.
 
 Thread-safety: files; any thread.
 """
@@ -18,6 +20,7 @@ import fcntl
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -27,9 +30,14 @@ from typing import Any
 from thinpoold.attach.devices import BlockDevice, NbdDevice
 from thinpoold.attach.errors import AttachFailed
 from thinpoold.attach.mounts import PROC, mount_points, mounts
+from thinpoold.waiting import Waiting
 
 _NAME = "thinpool-attach"
 ROOTS = Path("/run") / _NAME
+# Longer than any command works on a device.
+LOCK_SECONDS = 180.0
+_LOOK_AGAIN = 0.02
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 NBD = "nbd"
 FUSE = "fuse"
@@ -75,7 +83,8 @@ class Attachment:
         """Whether it is still attached."""
         if self.kind == NBD:
             return NbdDevice(Path(self.device).name).connector == self.connector
-        return self.is_kept and any(one.point == os.path.dirname(self.file) for one in mounts())
+        # Also without its nbdfuse: then it fails everything, and is to be detached.
+        return any(one.point == os.path.dirname(self.file) for one in mounts())
 
     @property
     def is_kept(self) -> bool:
@@ -117,18 +126,47 @@ def make_directory() -> Path:
         raise AttachFailed(f"{place}: {error.strerror}") from None
     if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):
         raise AttachFailed(f"{place} belongs to user {found.st_uid}: have it removed")
+    if found.st_mode & _OTHERS_WRITE:
+        raise AttachFailed(f"{place} can be written by others: have it removed")
     return place
+
+
+def _is_trusted(place: Path) -> bool:
+    """Whether nobody but root and this user can have put records there."""
+    try:
+        found = place.lstat()
+    except OSError:
+        return False
+    ours = found.st_uid in (0, os.geteuid()) and stat.S_ISDIR(found.st_mode)
+    return ours and not found.st_mode & _OTHERS_WRITE
 
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """The lock of this user's records."""
+    """The lock of this user's records. Raises AttachFailed when others have it for long."""
     fd = os.open(make_directory() / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        with Waiting("another attach or detach to end", f"for at most {LOCK_SECONDS:.0f} s"):
+            _lock(fd)
         yield
     finally:
         os.close(fd)
+
+
+def _lock(fd: int) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise AttachFailed(
+                    "another attach or detach is under way, and does not come to its end: try "
+                    "again, or end it"
+                ) from None
+        # flock cannot wait with a limit.
+        time.sleep(_LOOK_AGAIN)
 
 
 def save(attachment: Attachment) -> None:
@@ -148,7 +186,7 @@ def remove(attachment: Attachment) -> None:
 def attachments(pool: Path | None = None) -> list[Attachment]:
     """What is attached, of one pool or of all; by device."""
     found = []
-    for place in dict.fromkeys((ROOTS, directory())):
+    for place in filter(_is_trusted, dict.fromkeys((ROOTS, directory()))):
         for path in sorted(place.glob("*.json")):
             attachment = _load(path)
             if attachment is None or (pool is not None and attachment.pool != str(pool)):

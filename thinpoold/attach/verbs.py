@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from thinpoold.attach import fuse, kernel, mounts, nbdclient, records
+from thinpoold.attach import unmount as unmounting
 from thinpoold.attach.devices import NbdDevice, free_devices, parse_nbd_device
 from thinpoold.attach.errors import AttachFailed, AttachRefused, DeviceBusy
 from thinpoold.attach.guard import refuse_repeats
@@ -30,9 +31,10 @@ from thinpoold.attach.keeper import Order, ask_for_volume
 from thinpoold.attach.records import Attachment
 from thinpoold.control.client import ControlClient
 from thinpoold.control.codes import RemoteError, one_line
-from thinpoold.errors import PoolNotRunning, ThinPoolError
+from thinpoold.errors import ControlError, PoolNotRunning, ThinPoolError
 from thinpoold.paths import PoolPaths
 from thinpoold.uri import unix_uri
+from thinpoold.waiting import Waiting
 
 # I/O waits so long for a daemon that is gone, and fails then.
 PATIENCE_SECONDS = 600
@@ -40,6 +42,8 @@ _DAEMON_SECONDS = 90.0
 _GONE_SECONDS = 30.0
 _REFRESH_SECONDS = 120.0
 _LOOK_AGAIN = 0.05
+# A daemon that has not said by then what a volume is called now is done without.
+_ASK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,12 @@ def look_up(paths: PoolPaths, name: str) -> tuple[dict[str, Any], str]:
     """Return `info` of a volume, and its URI. Raises PoolNotRunning, RemoteError."""
     paths.require_pool()
     try:
-        client = ControlClient.connect(paths.control_socket)
+        client = ControlClient.connect(paths.control_socket, paths.trusted)
     except PoolNotRunning:
         # A service manager may listen for the daemon, and start it for whoever connects.
         server, _ = parse_uri(unix_uri(paths.nbd_socket))
         wait_for_daemon(server, _DAEMON_SECONDS)
-        client = ControlClient.connect(paths.control_socket)
+        client = ControlClient.connect(paths.control_socket, paths.trusted)
     with client:
         info: Any = client.call("info", {"name": name})
         place: Any = client.call("uri", {"name": name})
@@ -122,7 +126,7 @@ def look_up(paths: PoolPaths, name: str) -> tuple[dict[str, Any], str]:
 
 def _settings(paths: PoolPaths, name: str) -> dict[str, Any]:
     """The settings of a pool, and of a volume of it."""
-    with ControlClient.connect(paths.control_socket) as client:
+    with ControlClient.connect(paths.control_socket, paths.trusted) as client:
         answers: list[Any] = [client.call("get"), client.call("get", {"volume": name})]
     return {key: value for answer in answers for key, value in answer["settings"].items()}
 
@@ -254,16 +258,18 @@ def _connect_anew(paths: PoolPaths, attachment: Attachment) -> int:
         current = _still_attached(attachment)
         if not current.is_kept:
             current = _adopt(paths, current)
-        place = ask_for_volume(str(paths.control_socket), current, hang_up=True)
-        deadline = time.monotonic() + _REFRESH_SECONDS
-        while not _is_renewed(current) or device.size != place["size"]:
-            if time.monotonic() >= deadline:
-                log = records.directory() / f"{device.name}.log"
-                raise AttachFailed(
-                    f"{attachment.device} is not connected again yet; its keeper goes on trying, "
-                    f"see {log}"
-                )
-            time.sleep(_LOOK_AGAIN)
+        until = f"for at most {_REFRESH_SECONDS:.0f} s"
+        with Waiting(f"the keeper of {device.path} to connect it again", until):
+            place = ask_for_volume(str(paths.control_socket), current, hang_up=True)
+            deadline = time.monotonic() + _REFRESH_SECONDS
+            while not _is_renewed(current) or device.size != place["size"]:
+                if time.monotonic() >= deadline:
+                    log = records.directory() / f"{device.name}.log"
+                    raise AttachFailed(
+                        f"{attachment.device} is not connected again yet; its keeper goes on "
+                        f"trying, see {log}"
+                    )
+                time.sleep(_LOOK_AGAIN)
     return int(place["size"])
 
 
@@ -333,27 +339,58 @@ def _find_device(word: str) -> Attachment:
 def _uuid_of(paths: PoolPaths, name: str) -> str | None:
     """The uuid of the volume that has this name now; None when the daemon cannot tell."""
     try:
-        with ControlClient.connect(paths.control_socket) as client:
+        with ControlClient.connect(
+            paths.control_socket, paths.trusted, timeout=_ASK_SECONDS
+        ) as client:
             info: Any = client.call("info", {"name": name})
-    except (PoolNotRunning, RemoteError):
+    except (PoolNotRunning, RemoteError, ControlError):
         return None
     uuid: str = info["uuid"]
     return uuid
 
 
-def detach(attachment: Attachment, *, unmount: bool = False) -> None:
-    """Detach. Raises AttachRefused while anybody uses it, AttachFailed."""
+def detach(attachment: Attachment, *, unmount: bool = False, force: bool = False) -> list[str]:
+    """Detach. Raises AttachRefused while anybody uses it, AttachFailed.
+
+    With `force` the daemon is not needed: what is not written there yet is lost. Processes that
+    have the device open get errors, and keep it from others: they are returned. A mount still needs
+    `unmount`.
+    """
     with records.locked():
+        if attachment.kind == records.NBD:
+            _require_root()
+        if force:
+            if not unmount:
+                _refuse_mounted(attachment)
+            _cut_off(attachment)
         if unmount:
-            for point in reversed(attachment.mounts()):
-                nbdclient.run([nbdclient.find("umount", "mount"), "--", point])
+            unmounting.unmount(attachment, force=force)
         who = users(attachment)
-        if who:
+        if who and not force:
             raise AttachRefused(f"{attachment.device} is {who[0]}: {_remedy(who[0])}")
         if attachment.kind == records.FUSE:
-            fuse.detach(attachment)
+            fuse.detach(attachment, used=bool(who))
         else:
-            _detach_nbd(attachment)
+            _detach_nbd(attachment, disconnected=force, used=bool(who))
+        return who
+
+
+def _refuse_mounted(attachment: Attachment) -> None:
+    for point in attachment.mounts():
+        use = f"mounted on {point}"
+        raise AttachRefused(f"{attachment.device} is {use}: {_remedy(use)}")
+
+
+def _cut_off(attachment: Attachment) -> None:
+    """Have all that waits for the daemon fail, and nothing be connected again."""
+    if attachment.is_kept:
+        # A keeper would connect it anew; nbdfuse serves it.
+        os.kill(attachment.pid, signal.SIGKILL)
+    if attachment.kind == records.NBD:
+        try:
+            kernel.disconnect(NbdDevice(Path(attachment.device).name).index)
+        except OSError as error:
+            raise AttachFailed(f"{attachment.device}: {error.strerror}") from None
 
 
 def users(attachment: Attachment) -> list[str]:
@@ -374,14 +411,21 @@ def _remedy(use: str) -> str:
     return "end that first"
 
 
-def _detach_nbd(attachment: Attachment) -> None:
+def _require_root() -> None:
     if os.geteuid() != 0:
         raise AttachRefused("only root may detach nbd devices: run it with sudo")
+
+
+def _detach_nbd(attachment: Attachment, *, disconnected: bool, used: bool) -> None:
     device = NbdDevice(Path(attachment.device).name)
-    program = nbdclient.find("nbd-client", "nbd-client")
-    nbdclient.run(nbdclient.disconnect_command(program, device.path))
-    if not device.wait_until_free(attachment.connector, _GONE_SECONDS):
-        raise AttachFailed(f"{device.path} stays connected: see dmesg for who holds it")
+    if not disconnected:
+        program = nbdclient.find("nbd-client", "nbd-client")
+        nbdclient.run(nbdclient.disconnect_command(program, device.path))
+    if not used:
+        with Waiting(f"{device.path} to be let go", f"for at most {_GONE_SECONDS:.0f} s"):
+            free = device.wait_until_free(attachment.connector, _GONE_SECONDS)
+        if not free:
+            raise AttachFailed(f"{device.path} stays connected: see dmesg for who holds it")
     if attachment.is_kept:
         os.kill(attachment.pid, signal.SIGTERM)
     records.remove(attachment)

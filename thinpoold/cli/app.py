@@ -52,6 +52,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
         "uri": Verb("show", "uri", "Print a volume's NBD URI."),
         "attach": Verb("attach", "attach", "Make a volume a block device."),
         "detach": Verb("attach", "detach", "Take the block device away."),
+        "disconnect": Verb("disconnect", "disconnect", "Hang up on a volume's clients."),
     },
     "Metadata": {
         "check": Verb("metadata", "check", "Check all metadata."),

@@ -122,23 +122,33 @@ def attach(
 @verb("detach")
 @click.argument("what", metavar="VOL|DEVICE", type=Text())
 @click.option("--unmount", is_flag=True, help="Unmount it first, wherever it is mounted.")
+@click.option("--force", is_flag=True, help="Do without the daemon: what is unwritten is lost.")
 @json_option
-def detach(what: str, unmount: bool, pool: str | None, as_json: bool) -> None:
+def detach(what: str, unmount: bool, force: bool, pool: str | None, as_json: bool) -> None:
     """Take the device of an attached volume away again.
 
     One that is mounted, or in use otherwise, is refused, and it is said by whom. A DEVICE or file
     is named by its path, and needs no pool.
 
+    --unmount has the file system write what it has not written yet, so the daemon must answer: it
+    is refused where it does not. --force is for a daemon that is gone for good: whoever has the
+    device open gets errors, and what the daemon had not been given is lost. With --unmount it also
+    takes a file system away that is in use.
+
     \b
     Examples:
       thinpool -p mypool detach disk
       thinpool detach /dev/nbd0 --unmount
+      thinpool detach /dev/nbd0 --unmount --force
 
-    Exit status: 0 detached; 1 refused (it is not attached, it is mounted) or failed.
+    Exit status: 0 detached; 1 refused (it is not attached, it is mounted, the daemon that is to be
+    written to does not answer) or failed.
     """
     attachment = verbs.find(None if "/" in what else chosen_pool(pool), what)
     with Progress(f"detaching {attachment.device}"):
-        verbs.detach(attachment, unmount=unmount)
+        left = verbs.detach(attachment, unmount=unmount, force=force)
+    if left:
+        output.note(f"{attachment.device} is free when who has it lets go: {', '.join(left)}")
     if as_json:
         output.emit_json({"device": attachment.device, "volume": attachment.volume})
 

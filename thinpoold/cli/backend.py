@@ -22,6 +22,7 @@ from thinpoold.control.jsonrpc import Json, RpcError
 from thinpoold.errors import ControlError, PoolLocked, PoolNotRunning, ThinPoolError
 from thinpoold.paths import PoolPaths
 from thinpoold.uri import unix_uri
+from thinpoold.waiting import Waiting
 
 # How long to wait for a daemon that is starting or stopping, or for another command.
 WAIT = 30.0
@@ -43,17 +44,26 @@ class Backend:
                 return call_daemon(self.paths, method, params)
             except PoolNotRunning:
                 pass
-            try:
-                lock_fd = lock.acquire(self.paths, f"thinpool {method}")
-            except PoolLocked:
-                if time.monotonic() >= deadline:
-                    raise _silent(self.paths) from None
-                time.sleep(_RETRY)
+            lock_fd = self._lock(method, deadline)
+            if lock_fd is None:
                 continue
             try:
                 return call_here(self.paths, lock_fd, method, params)
             finally:
                 os.close(lock_fd)
+
+    def _lock(self, method: str, deadline: float) -> int | None:
+        """Take the pool's lock; None when there may be a daemon by now, which has it."""
+        with Waiting(f"who holds pool {self.paths.directory}", f"for at most {WAIT:.0f} s"):
+            while True:
+                try:
+                    return lock.acquire(self.paths, f"thinpool {method}")
+                except PoolLocked:
+                    if time.monotonic() >= deadline:
+                        raise _silent(self.paths) from None
+                time.sleep(_RETRY)
+                if self.paths.control_socket.exists():
+                    return None
 
 
 def _silent(paths: PoolPaths) -> ThinPoolError:
@@ -67,7 +77,7 @@ def _silent(paths: PoolPaths) -> ThinPoolError:
 
 def call_daemon(paths: PoolPaths, method: str, params: dict[str, Json]) -> Any:
     """Run a method in the pool's daemon. Raises PoolNotRunning when there is none."""
-    with ControlClient.connect(paths.control_socket) as client:
+    with ControlClient.connect(paths.control_socket, paths.trusted) as client:
         return client.call(method, params)
 
 

@@ -45,10 +45,10 @@ def candidates(context: click.Context, parameter: click.Parameter, incomplete: s
 
 def volume_names(pool: str) -> list[str]:
     """Return the names of the volumes of a pool's last commit, in order."""
-    from thinmeta.store.lmdb import LmdbStore
+    from thinpoold.metadata_file import open_store
     from thinpoold.volumes import TABLE, VolumeRecord
 
-    store = LmdbStore(resolve_pool(pool).require_pool().metadata, read_only=True)
+    store = open_store(resolve_pool(pool).require_pool().metadata, read_only=True)
     try:
         return sorted(VolumeRecord.unpack(*record).name for record in store.records(TABLE))
     finally:

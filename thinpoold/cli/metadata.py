@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from thinpoold import lock
+from thinpoold import lock, poolfiles
 from thinpoold.cli import output
 from thinpoold.cli.options import Text, chosen_pool, json_option, pool_argument, verb
 from thinpoold.errors import DeviceError, PoolLocked, ThinPoolError, UserError
@@ -160,7 +160,12 @@ def _check(paths: PoolPaths, progress: Progress, *, running: bool) -> "CheckResu
     from thinpoold.audit import audit, data_mark, last_commit
 
     # The store's own pages first: LMDB follows a damaged one blindly.
-    damaged = verify_pages(paths.metadata)
+    try:
+        poolfiles.check(paths.metadata)
+        with poolfiles.acting_as_owner(paths.directory):
+            damaged = verify_pages(paths.metadata)
+    except OSError as error:
+        raise DeviceError(f"{error.filename}: {error.strerror}", error.errno or 0) from None
     if damaged:
         return CheckResult([Problem("store", paths.metadata.name, text) for text in damaged])
     try:
@@ -218,9 +223,9 @@ def _change(paths: PoolPaths, lock_fd: int, *, clear: bool, accept: bool) -> boo
 
 @contextmanager
 def _opened(paths: PoolPaths) -> Iterator["LmdbStore"]:
-    from thinmeta.store.lmdb import LmdbStore
+    from thinpoold.metadata_file import open_store
 
-    store = LmdbStore(paths.metadata, read_only=True)
+    store = open_store(paths.metadata, read_only=True)
     try:
         yield store
     finally:

@@ -120,6 +120,13 @@ def _reconnect(host: Host, params: Params) -> Result:
     return {**fact, "uri": volume_uri(host.server_uri, export), "left": left}
 
 
+def _disconnect(host: Host, params: Params) -> Result:
+    from thinpoold import admin
+
+    result: Result = admin.disconnect(host.pool, **params)
+    return result
+
+
 def _admin(function: str) -> Callable[[Host, Params], Result]:
     """Return a method that is one function of thinpoold.admin, parameters and all.
 
@@ -252,6 +259,20 @@ METHODS: dict[str, Method] = {
                 Param("generation", BYTES, "refuse another content than this; 0: any", 0),
                 Param("pids", PROCESSES, "the processes that had connected, on UNIX sockets"),
                 Param("hang_up", FLAG, "end all connections of theirs, not only wait", False),
+            ),
+            effect="Changes connections alone.",
+        ),
+        Method(
+            "disconnect",
+            "Hang up on the clients that have a volume open, or on one of them.\n\n"
+            "Requests under way are carried out, and their answers go nowhere. A client that "
+            "connects again is let in again.",
+            "`name`, `disconnected` (how many connections), `left` (how many of them still have "
+            "requests under way after ten seconds, and have the volume open until those are done)",
+            _disconnect,
+            (
+                _NAME,
+                Param("client", TEXT_OR_NULL, "a process id or an address; null: all", None),
             ),
             effect="Changes connections alone.",
         ),

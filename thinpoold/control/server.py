@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from thinpoold import poolfiles
 from thinpoold.control import jsonrpc
 from thinpoold.control.jsonrpc import INVALID_REQUEST, MAX_LINE, RpcError
 
@@ -61,12 +62,14 @@ class ControlServer:
 
         Raises OSError when the socket cannot be made.
         """
-        self._path.unlink(missing_ok=True)
+        poolfiles.remove(self._path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # Before bind, so that there is no moment when others could connect.
             os.fchmod(listener.fileno(), 0o600)
-            listener.bind(os.fspath(self._path))
+            # A daemon of root's is for the pool's owner too.
+            with poolfiles.acting_as_owner(self._path.parent):
+                listener.bind(os.fspath(self._path))
             listener.listen(_BACKLOG)
         except BaseException:
             listener.close()
@@ -84,7 +87,7 @@ class ControlServer:
             return
         self._listener = None
         self._closing.set()
-        self._path.unlink(missing_ok=True)
+        poolfiles.remove(self._path)
         # Wakes accept; closing the descriptor alone would not.
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()

@@ -58,7 +58,7 @@ def translated_commit(error: lmdb.Error | OSError, path: Path, size: int) -> Thi
 def _has_room(path: Path, size: int) -> bool:
     """Whether the file can grow by `size` bytes; it is left as it was."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return True
     try:

@@ -5,7 +5,9 @@ The kernel's nbd is tried in tests/uml.
 
 import errno
 import os
+import select
 import shlex
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,3 +231,78 @@ def test_mounting_and_the_mount_point_in_the_refusal(attached: PoolRig, tmp_path
         assert (tmp_path / "file").read_text() == "kept"
     finally:
         attached.cli("detach", "s", "--unmount")
+
+
+@pytest.fixture
+def mounted(attached: PoolRig, tmp_path: Path) -> Iterator[PoolRig]:
+    """`attached`, with a file system on it that has something to write; mounted at `tmp_path`."""
+    path = device(attached)
+    if os.geteuid() != 0 or not path.startswith("/dev/loop"):
+        pytest.skip("only root may mount, and a loop device")
+    run("mkfs.ext4", "-q", path)
+    run("mount", path, str(tmp_path))
+    (tmp_path / "file").write_text("unwritten")
+    yield attached
+    run("umount", "--lazy", str(tmp_path), check=False)
+
+
+def free_again(rig: PoolRig, path: str, point: Path) -> None:
+    assert not os.path.ismount(point)
+    assert path not in [str(one.path) for one in fuse.loop_devices() if fuse.loop_file(one)]
+    assert records.attachments(rig.directory) == []
+
+
+@needs_fuse
+def test_a_daemon_that_is_gone_is_not_waited_for(mounted: PoolRig, tmp_path: Path) -> None:
+    path = device(mounted)
+    mounted.kill()
+    refused(mounted, "detach", "v", "--unmount", says="does not answer, and what is not written")
+    assert os.path.ismount(tmp_path)
+    refused(mounted, "detach", "v", "--force", says=f"mounted on {tmp_path}: unmount it first")
+    mounted.cli("detach", "v", "--unmount", "--force")
+    free_again(mounted, path, tmp_path)
+    mounted.start()
+    # What is there again is sound, and can be attached.
+    path = mounted.cli("attach", "v", "--user").strip()
+    run("e2fsck", "-fp", path, check=False)
+    run("e2fsck", "-fn", path)
+
+
+@needs_fuse
+def test_nor_one_that_hangs(mounted: PoolRig, tmp_path: Path) -> None:
+    path = device(mounted)
+    os.kill(mounted.pid, signal.SIGSTOP)
+    try:
+        refused(mounted, "detach", path, "--unmount", says="does not answer")
+        with open(tmp_path / "file", "rb") as used:
+            mounted.cli("detach", path, "--unmount", "--force")
+            assert not os.path.ismount(tmp_path)
+            assert used.fileno() >= 0
+        free_again(mounted, path, tmp_path)
+    finally:
+        os.kill(mounted.pid, signal.SIGCONT)
+
+
+@needs_fuse
+def test_who_has_a_device_open_gets_errors_when_it_is_taken(attached: PoolRig) -> None:
+    path = device(attached)
+    with open(path, "rb", buffering=0) as opened:
+        refused(attached, "detach", "v", says=f"open by process {os.getpid()}")
+        attached.cli("detach", "v", "--force")
+        with pytest.raises(OSError, match=r"Input/output error|not connected|No such device"):
+            os.pread(opened.fileno(), 4096, 16 << 20)
+    assert records.attachments(attached.directory) == []
+
+
+@needs_fuse
+def test_what_an_nbdfuse_that_died_leaves_is_detached(attached: PoolRig) -> None:
+    (attachment,) = records.attachments(attached.directory)
+    handle = os.pidfd_open(attachment.pid)
+    signal.pidfd_send_signal(handle, signal.SIGKILL)
+    select.select([handle], [], [])
+    os.close(handle)
+    refused(attached, "attach", "v", "--user", says="is attached already")
+    attached.cli("detach", "v")
+    assert records.attachments(attached.directory) == []
+    attached.cli("attach", "v", "--user")
+    assert Path(device(attached)).exists()

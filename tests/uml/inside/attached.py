@@ -11,11 +11,12 @@ import select
 import signal
 import subprocess
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Self
 
 from tests.support.pools import PoolRig
-from tests.uml.inside.commands import run
+from tests.uml.inside.commands import run, shell
 from tests.uml.inside.filesystems import fsck, mkfs
 
 # A real tree, which every Debian has and nobody changes.
@@ -344,6 +345,60 @@ def keepers_die() -> dict[str, object]:
     fsck("ext4", device)
     rig.cli("detach", "v")
     return {"same": found == writer.written, "refusals": refusals, "complaints": finish(rig)}
+
+
+def taken_by_force() -> dict[str, object]:
+    """The daemon is gone, or hangs, under a busy file system: the device is taken away."""
+    rig = make_pool()
+    rig.create("v", "200M")
+    point = mount_point("v")
+    refusals, forced = [], []
+    for gone in (True, False):
+        device = rig.cli("attach", "v").strip()
+        if gone:
+            mkfs("ext4", device)
+        else:
+            shell(f"e2fsck -fp {device} || test $? -eq 1")
+        run("mount", device, str(point))
+        keeper = int(json.loads(Path("/run/thinpool-attach/nbd0.json").read_text())["pid"])
+        (point / f"kept-{gone}").write_text("written")
+        run("sync", "-f", str(point))
+        (point / "unwritten").write_text("x" * 100_000)
+        with open(point / f"kept-{gone}", "rb") if not gone else nullcontext():
+            if gone:
+                rig.kill()
+            else:
+                os.kill(rig.pid, signal.SIGSTOP)
+            refusals += [
+                rig.run("detach", device, word).stderr for word in ("--unmount", "--force")
+            ]
+            forced.append(rig.run("detach", device, "--unmount", "--force").stderr)
+        left = [
+            os.path.ismount(point),
+            Path("/proc", str(keeper)).exists() and "thinpool-keeper" in _command(keeper),
+            Path("/run/thinpool-attach/nbd0.json").exists(),
+        ]
+        if not gone:
+            os.kill(rig.pid, signal.SIGCONT)
+        else:
+            rig.start()
+        forced.append(str(left))
+    device = rig.cli("attach", "v").strip()
+    # What it mends is what a power cut leaves.
+    shell(f"e2fsck -fp {device} || test $? -eq 1")
+    fsck("ext4", device)
+    run("mount", device, str(point))
+    kept = sorted(one.name for one in point.iterdir() if one.name.startswith("kept"))
+    run("umount", str(point))
+    rig.cli("detach", "v")
+    return {"refusals": refusals, "forced": forced, "kept": kept, "complaints": finish(rig)}
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path("/proc", str(pid), "comm").read_text()
+    except OSError:
+        return ""
 
 
 def four_at_once() -> dict[str, object]:

@@ -95,3 +95,38 @@ def test_a_directory_of_another_user_is_refused(
     (tmp_path / "records").symlink_to(tmp_path)
     with pytest.raises(AttachFailed):
         records.make_directory()
+
+
+@pytest.mark.usefixtures("connected")
+def test_records_that_somebody_else_could_have_made_are_not_believed(place: Path) -> None:
+    records.make_directory()
+    records.save(MINE)
+    assert records.attachments() == [MINE]
+    for mode in (0o775, 0o757):
+        place.chmod(mode)
+        assert records.attachments() == []
+        with pytest.raises(AttachFailed, match="can be written by others"):
+            records.make_directory()
+    place.chmod(0o755)
+    assert records.attachments() == [MINE]
+    place.rename(place.with_name("elsewhere"))
+    place.symlink_to(place.with_name("elsewhere"))
+    assert records.attachments() == []
+
+
+@pytest.mark.usefixtures("connected")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_nor_are_another_user_s(place: Path) -> None:
+    records.make_directory()
+    records.save(MINE)
+    os.chown(place, 4711, -1)
+    assert records.attachments() == []
+
+
+def test_another_command_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    with records.locked():
+        monkeypatch.setattr(records, "LOCK_SECONDS", 0.05)
+        with pytest.raises(AttachFailed, match="another attach or detach"), records.locked():
+            pytest.fail("it was let in")
+    with records.locked():
+        pass

@@ -1,17 +1,20 @@
 """The control socket against clients that misbehave: each gets an error, the others go on."""
 
 import json
+import os
 import select
 import socket
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from thinpoold import waiting
 from thinpoold.control import jsonrpc
 from thinpoold.control.client import ControlClient
 from thinpoold.control.codes import RemoteError
@@ -319,3 +322,38 @@ def test_nonsense_from_the_daemon_is_an_error(path: Path, answer: bytes) -> None
         with ControlClient.connect(path) as client, pytest.raises(ControlError):
             client.call("echo")
         thread.join()
+
+
+def test_a_daemon_that_does_not_answer_is_not_waited_for_for_ever(path: Path, hold: Hold) -> None:
+    server = ControlServer(path, answer_with(hold))
+    server.start()
+    try:
+        with (
+            ControlClient.connect(path, timeout=0.05) as client,
+            pytest.raises(ControlError, match=f"process {os.getpid()}, does not answer"),
+        ):
+            client.call("hold")
+    finally:
+        hold.leave.set()
+        server.close()
+
+
+def test_it_is_said_who_is_waited_for(
+    path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(waiting, "AFTER", 0.0)
+    server = ControlServer(path, answer_with(hold))
+    server.start()
+    with ControlClient.connect(path) as client, ThreadPoolExecutor(1) as other:
+        answer = other.submit(client.call, "hold")
+        assert hold.entered.wait(PATIENCE)
+        said = ""
+        while "\n" not in said:
+            said += capsys.readouterr().err
+        hold.leave.set()
+        answer.result()
+    server.close()
+    assert said == (
+        f"thinpool: waiting for the pool's daemon, process {os.getpid()}, to answer 'hold'; "
+        "until it does\n"
+    )

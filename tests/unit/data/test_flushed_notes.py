@@ -19,7 +19,7 @@ from thinmeta.check import check
 from thinmeta.errors import Corrupt, NoMetadataSpace, StoreError
 from thinmeta.store.lmdb import LmdbStore
 from thinmeta.thin import ThinMetadata
-from thinpoold import admin, boot, discard, recent
+from thinpoold import admin, boot, discard, poolfiles, recent
 from thinpoold.device import DataDevice
 from thinpoold.errors import (
     DeviceError,
@@ -497,7 +497,7 @@ def test_a_pool_does_not_open_without_what_was_flushed(
     die(pool)
     reboot()
 
-    real = Path.read_bytes
+    real = poolfiles.read
 
     def fail(path: Path) -> bytes:
         if "recent" in path.name:
@@ -508,7 +508,7 @@ def test_a_pool_does_not_open_without_what_was_flushed(
         if what == "commit":
             fail_commits(patch, FULL)
         else:
-            patch.setattr(Path, "read_bytes", fail)
+            patch.setattr(poolfiles, "read", fail)
         for _ in range(2):
             with pytest.raises(NotRecovered, match="flushed"):
                 Pool.open(directory)
