@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 import nbdkit
 
 from thinmeta.errors import ThinMetaError
-from thinpoold import access, discard, fastlib, openers, peers, runtime
+from thinpoold import access, buffers, discard, fastlib, openers, peers, runtime
 from thinpoold.errnos import errno_of
 from thinpoold.errors import NoSuchVolume, ThinPoolError
 from thinpoold.extents import extents as find_extents
@@ -75,9 +75,6 @@ log = logging.getLogger(__name__)
 
 API_VERSION = 2
 
-# NBD's own limits on what a server may say of block sizes, in bytes.
-_LARGEST_PREFERRED = 32 << 20
-_LARGEST_REQUEST = 64 << 20
 _HOLE_AND_ZERO = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
 
 P = ParamSpec("P")
@@ -267,8 +264,8 @@ def get_size(h: Connection) -> int:
 
 def block_size(h: Connection) -> tuple[int, int, int]:
     # The protocol wants a power of two: the largest that divides a block.
-    size = _pool.core.block_size
-    return 1, min(size & -size, _LARGEST_PREFERRED), _LARGEST_REQUEST
+    size, most = _pool.core.block_size, buffers.LARGEST_REQUEST
+    return 1, min(size & -size, most), most
 
 
 @reported
