@@ -297,6 +297,9 @@ class Volume:
         """Ask the metadata for a block, and for some that follow; its entry, 0 if unmapped."""
         with self.core.lock:
             self.core.check_whole()
+            if self.core.metadata.lacks(self.dev_id, block, block + 1):
+                # No entry is kept of that: what follows would be brought in again each time.
+                return 0
             self.fill(block, last)
             return self._entries[block]
 
