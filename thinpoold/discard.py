@@ -25,7 +25,7 @@ from thinpoold.requests import Span, blocks_of, split
 from thinpoold.volume import Volume
 
 # The gate is closed for so many blocks at a time.
-PORTION_BLOCKS = 1 << 15
+PORTION_BLOCKS = 1 << 10
 
 
 def trim(volume: Volume, offset: int, count: int) -> None:
@@ -64,12 +64,15 @@ def zero_beyond_end(volume: Volume) -> None:
 def unmap(volume: Volume, begin: int, end: int) -> None:
     """Unmap virtual blocks begin..end-1."""
     core = volume.core
-    while (found := _next_mapped(volume, begin, end)) < end:
-        begin = min(end, found + PORTION_BLOCKS)
-        with core.settled(), volume.gate.closed(), core.noting():
-            volume.check_writable()
-            remove(volume, found, begin)
-            core.recent.removed(volume.dev_id, found, begin)
+    while begin < end:
+        with volume.share.taken():
+            found = _next_mapped(volume, begin, end)
+            begin = min(end, found + PORTION_BLOCKS)
+            if found < end:
+                with core.settled(), volume.gate.closed(), core.noting():
+                    volume.check_writable()
+                    remove(volume, found, begin)
+                    core.recent.removed(volume.dev_id, found, begin)
         core.throttle()
     if core.modes.mode is Mode.OUT_OF_DATA_SPACE:
         # Writers wait for just this: do not let them wait for the second to pass.
@@ -108,7 +111,8 @@ def _write_zeroes(volume: Volume, span: Span, *, keep_holes: bool) -> None:
         volume.check_writable()
         volume.write(payload, span.offset, keep_holes=keep_holes)
 
-    volume.request(attempt)
+    with volume.share.taken():
+        volume.request(attempt)
 
 
 def _check_fast(volume: Volume, offset: int, count: int, *, may_trim: bool, unmaps: bool) -> None:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from thinmeta.thin import Run
 from thinpoold.errnos import OutOfRange
 from thinpoold.requests import blocks_of
 from thinpoold.volume import Volume
 
 # An answer may be cut short anywhere: the client asks again from there.
-MAX_EXTENTS: Final = 4096
-# Neither is the lock held for more runs of mappings than this.
-_MAX_RUNS: Final = 16384
+MAX_EXTENTS: Final = 128
+# Neither is the lock held for more runs of mappings than this, nor prefetched for more blocks at a
+# time: a fraction of a millisecond, for which others wait.
+_MAX_RUNS: Final = 256
+_PREFETCH_BLOCKS: Final = 4096
 
 
 class Extent(NamedTuple):
@@ -84,14 +87,18 @@ def prefetch(volume: Volume, offset: int, count: int) -> None:
     core, size = volume.core, volume.core.block_size
     if offset + count > volume.size:
         raise OutOfRange(f"cache past the end of volume {volume.name}", write=False)
-    begin, end = blocks_of(offset, count, size)
+    at, end = blocks_of(offset, count, size)
+    left = core.device.prefetch_bytes
 
     def look() -> None:
+        nonlocal left
+        stop = min(at + _PREFETCH_BLOCKS, end)
+        runs: list[Run] = []
         with core.lock:
             core.check_whole()
-            core.metadata.prefetch(volume.dev_id, begin, end)
-            runs = list(core.metadata.runs(volume.dev_id, begin, end))
-        left = core.device.prefetch_bytes
+            core.metadata.prefetch(volume.dev_id, at, stop)
+            if left:
+                runs = list(core.metadata.runs(volume.dev_id, at, stop))
         for run in runs:
             count = min(run.length * size, left)
             if not count:
@@ -99,4 +106,7 @@ def prefetch(volume: Volume, offset: int, count: int) -> None:
             core.device.prefetch(run.data_begin * size, count)
             left -= count
 
-    volume.request(look, writes=False)
+    while at < end:
+        with volume.share.taken_for_look():
+            volume.request(look, writes=False)
+        at += _PREFETCH_BLOCKS

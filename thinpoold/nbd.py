@@ -32,6 +32,7 @@ from thinpoold.extents import prefetch
 from thinpoold.fastpath import Choice
 from thinpoold.pool import Pool
 from thinpoold.rotational import is_rotational as disk_turns
+from thinpoold.shares import MOST_OF_TRANSFER
 from thinpoold.sizes import format_size, parse_size
 from thinpoold.threadstate import Kept
 from thinpoold.threadstate import local as thread
@@ -329,11 +330,15 @@ def pread(h: Connection, buf: Any, offset: int, flags: int) -> None:
     limiter = h.volume.limiter
     if limiter is not None:
         limiter.pace(len(buf))
+    share = h.volume.share
+    begun = share.begin()
     try:
         h.volume.pread(buf, offset)
     except Exception as error:
         _report(error)
         raise
+    finally:
+        share.end(begun, MOST_OF_TRANSFER)
 
 
 def pwrite(h: Connection, buf: Any, offset: int, flags: int) -> None:
@@ -344,8 +349,13 @@ def pwrite(h: Connection, buf: Any, offset: int, flags: int) -> None:
     limiter = h.volume.limiter
     if limiter is not None:
         limiter.pace(len(buf))
+    share = h.volume.share
     try:
-        h.volume.pwrite(buf, offset)
+        begun = share.begin()
+        try:
+            h.volume.pwrite(buf, offset)
+        finally:
+            share.end(begun, MOST_OF_TRANSFER)
         if flags & _FUA:
             h.volume.core.sync()
     except Exception as error:
@@ -353,15 +363,17 @@ def pwrite(h: Connection, buf: Any, offset: int, flags: int) -> None:
         raise
 
 
-def _pace(h: Connection) -> None:
+def _pace(h: Connection, count: int = 0) -> None:
     if h.volume.limiter is not None:
-        h.volume.limiter.pace(0)
+        h.volume.limiter.pace(count)
 
 
 @reported
 def flush(h: Connection, flags: int) -> None:
     h.kept.keep()
-    h.volume.core.sync()
+    _pace(h)
+    with h.volume.share.taken_for_flush():
+        h.volume.core.sync()
 
 
 @reported
@@ -390,10 +402,16 @@ def zero(h: Connection, count: int, offset: int, flags: int) -> None:
 
 @reported
 def extents(h: Connection, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
-    found = find_extents(h.volume, offset, count, one=bool(flags & _REQ_ONE))
-    return [(at, length, 0 if mapped else _HOLE_AND_ZERO) for at, length, mapped in found]
+    h.kept.keep()
+    _pace(h)
+    with h.volume.share.taken_for_look():
+        found = find_extents(h.volume, offset, count, one=bool(flags & _REQ_ONE))
+        return [(at, length, 0 if mapped else _HOLE_AND_ZERO) for at, length, mapped in found]
 
 
 @reported
 def cache(h: Connection, count: int, offset: int, flags: int) -> None:
+    h.kept.keep()
+    # What is read of the data device for it is no more.
+    _pace(h, min(count, _pool.device.prefetch_bytes))
     prefetch(h.volume, offset, count)

@@ -67,6 +67,7 @@ class Volume:
         self.ahead = Ahead()
         self.clients = 0
         self.limiter: Limiter | None = None
+        self.share = core.shares.add(self.gate.occupied)
         self.account = core.device.writeout.account()
         self._credit = self.account.credit
         self._find = find
@@ -117,6 +118,7 @@ class Volume:
     def close(self) -> None:
         """Give the table back: there are no requests any more. The metadata lock is held."""
         self.withdraw()
+        self.core.shares.remove(self.share)
         self.ahead.give_back(self.core.metadata)
         self.table.close()
 

@@ -42,8 +42,8 @@ def set_(words: tuple[str, ...], volume: str | None, pool: str | None, as_json: 
     With --volume they are that volume's:
 
     \b
-      iops=N|unlimited          reads, writes, trims and zeroes a second, all clients together
-      bps=SIZE|unlimited        bytes read and written a second, likewise
+      iops=N|unlimited          requests of every kind a second, all clients together
+      bps=SIZE|unlimited        bytes read, prefetched and written a second, likewise
       read-only=yes|no          writes fail from now on; or may be made by who opens it anew
       allow=anyone|RULE,...     who may open it: user:NAME, group:NAME (by a Unix socket),
                                 net:ADDR/BITS, tls; one that fits is enough
