@@ -40,13 +40,14 @@ from thinpoold.fastlib import Library
 from thinpoold.ledger import Ledger
 from thinpoold.losses import Losses
 from thinpoold.modes import Mode, Modes, Stopped
-from thinpoold.pinned import Pinned
 from thinpoold.motion import Motion
+from thinpoold.pinned import Pinned
 from thinpoold.recent import RecentChanges
 from thinpoold.reclaim import Ranges, Reclaimer
 from thinpoold.reservations import Reservations
 from thinpoold.rounds import Rounds
 from thinpoold.settings import Settings
+from thinpoold.shares import Shares
 from thinpoold.unshared import Unshared
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class Core:
         self.modes = Modes(read_only=read_only)
         self.unshared = Unshared()
         self.reservations = Reservations()
+        # Of Python's time, one for each volume that is open.
+        self.shares = Shares()
         # Those that are open, by uuid.
         self.volumes: dict[bytes, Volume] = {}
         # The C filter's library, where nbdkit has it; set before the first volume is opened.

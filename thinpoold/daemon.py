@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import thinpoold
-from thinpoold import activation, fastpath, launch, lock, notify, poolfiles, tls
+from thinpoold import activation, buffers, fastpath, launch, lock, notify, poolfiles, tls
 from thinpoold.errors import ThinPoolError, UserError
 from thinpoold.paths import NBD_SOCKET, RUN_FILES, PoolPaths
 from thinpoold.runtime import ENVIRONMENT, READY_FD, block_signals, environment
@@ -136,6 +136,7 @@ def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoRetur
         lock_fd, ready_fd, paths.run_dir, uri, threads, run_files, choice
     )
     os.environ["PATH"] = search_path()
+    os.environ |= buffers.preloaded(buffers.place(script), os.environ)
     os.umask(0o077)
     # A connection takes up to three descriptors; the limit in force is often 1024 of many more.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -25,8 +25,8 @@ from thinpoold.requests import Span, blocks_of, split
 from thinpoold.space import Waiters
 from thinpoold.volume import Volume
 
-# The gate is closed, and the lock held, for so many blocks at a time: 40 ms where each is apart.
-PORTION_BLOCKS = 1 << 12
+# The gate is closed, and the lock held, for so many blocks at a time: 10 ms where each is apart.
+PORTION_BLOCKS = 1 << 10
 # The lock is held for looking at so many: some 40 blocks of metadata, which may be on disk alone.
 LOOK_BLOCKS = 1 << 12
 
@@ -84,12 +84,15 @@ def zero_beyond(volume: Volume, end: int) -> None:
 def unmap(volume: Volume, begin: int, end: int) -> None:
     """Unmap virtual blocks begin..end-1."""
     core = volume.core
-    while (found := _next_mapped(volume, begin, end)) < end:
-        begin = min(end, found + PORTION_BLOCKS)
-        with core.settled(), volume.gate.closed(), core.noting():
-            volume.check_writable()
-            remove(volume, found, begin)
-            core.recent.removed(volume.dev_id, found, begin)
+    while begin < end:
+        with volume.share.taken():
+            found = _next_mapped(volume, begin, end)
+            begin = min(end, found + PORTION_BLOCKS)
+            if found < end:
+                with core.settled(), volume.gate.closed(), core.noting():
+                    volume.check_writable()
+                    remove(volume, found, begin)
+                    core.recent.removed(volume.dev_id, found, begin)
         core.throttle()
     if core.modes.full:
         # Writers wait for just this: do not let them wait for the second to pass.
@@ -141,7 +144,8 @@ def _write_portion(
         volume.check_writable()
         volume.write(payload, begin, keep_holes=keep_holes)
 
-    volume.request(attempt, waiters=waiters)
+    with volume.share.taken():
+        volume.request(attempt, waiters=waiters)
 
 
 def _check_fast(volume: Volume, offset: int, count: int, *, may_trim: bool, unmaps: bool) -> None:

@@ -10,15 +10,16 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from thinmeta.thin import Run
-from thinpoold.discard import LOOK_BLOCKS
 from thinpoold.errnos import OutOfRange
 from thinpoold.requests import blocks_of
 from thinpoold.volume import Volume
 
 # An answer may be cut short anywhere: the client asks again from there.
-MAX_EXTENTS: Final = 4096
-# Neither is the lock held for more runs of mappings than this.
-_MAX_RUNS: Final = 16384
+MAX_EXTENTS: Final = 128
+# Neither is the lock held for more runs of mappings than this, nor prefetched for more blocks at a
+# time: a fraction of a millisecond, for which others wait.
+_MAX_RUNS: Final = 256
+_PREFETCH_BLOCKS: Final = 4096
 
 
 class Extent(NamedTuple):
@@ -90,23 +91,24 @@ def prefetch(volume: Volume, offset: int, count: int) -> None:
     core, size = volume.core, volume.core.block_size
     if offset + count > volume.size:
         raise OutOfRange(f"cache past the end of volume {volume.name}", write=False)
-    first, last = blocks_of(offset, count, size)
+    at, end = blocks_of(offset, count, size)
     left = core.device.prefetch_bytes
-    runs: list[Run] = []
 
     def look() -> None:
-        nonlocal runs
+        nonlocal left
+        stop = min(at + _PREFETCH_BLOCKS, end)
+        runs: list[Run] = []
         with core.lock:
             core.check_whole()
-            core.metadata.prefetch(volume.dev_id, begin, end)
-            runs = list(core.metadata.runs(volume.dev_id, begin, end))
-
-    for begin in range(first, last, LOOK_BLOCKS):
-        end = min(last, begin + LOOK_BLOCKS)
-        volume.request(look, writes=False)
+            core.metadata.prefetch(volume.dev_id, at, stop)
+            if left:
+                runs = list(core.metadata.runs(volume.dev_id, at, stop))
         for run in runs:
             count = min(run.length * size, left)
             core.device.prefetch(run.data_begin * size, count)
             left -= count
-            if not left:
-                return
+
+    while at < end:
+        with volume.share.taken_for_look():
+            volume.request(look, writes=False)
+        at += _PREFETCH_BLOCKS

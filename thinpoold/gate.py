@@ -63,6 +63,10 @@ class Gate:
         if self._closed:
             self._wait_outside(me)
 
+    def occupied(self) -> bool:
+        """Whether a request is inside, or about to be, just now."""
+        return bool(self._inside)
+
     def leave(self) -> None:
         """End the request that this thread began."""
         del self._inside[get_ident()]

@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 import nbdkit
 
 from thinmeta.errors import ThinMetaError
-from thinpoold import access, discard, fastlib, notify, openers, peers, runtime
+from thinpoold import access, buffers, discard, fastlib, notify, openers, peers, runtime
 from thinpoold.control.codes import one_line
 from thinpoold.errnos import errno_of
 from thinpoold.errors import NoSuchVolume, ThinPoolError
@@ -34,6 +34,7 @@ from thinpoold.fastpath import Choice
 from thinpoold.logkeeper import introduction
 from thinpoold.pool import Pool
 from thinpoold.rotational import is_rotational as disk_turns
+from thinpoold.shares import MOST_OF_TRANSFER
 from thinpoold.sizes import format_size, parse_size
 from thinpoold.space import Waiters
 from thinpoold.threadstate import Kept
@@ -78,9 +79,6 @@ log = logging.getLogger(__name__)
 
 API_VERSION = 2
 
-# NBD's own limits on what a server may say of block sizes, in bytes.
-_LARGEST_PREFERRED = 32 << 20
-_LARGEST_REQUEST = 64 << 20
 _HOLE_AND_ZERO = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
 
 P = ParamSpec("P")
@@ -327,8 +325,8 @@ def get_size(h: Connection) -> int:
 
 def block_size(h: Connection) -> tuple[int, int, int]:
     # The protocol wants a power of two: the largest that divides a block.
-    size = _pool.core.block_size
-    return 1, min(size & -size, _LARGEST_PREFERRED), _LARGEST_REQUEST
+    size, most = _pool.core.block_size, buffers.LARGEST_REQUEST
+    return 1, min(size & -size, most), most
 
 
 @reported
@@ -392,11 +390,15 @@ def pread(h: Connection, buf: Any, offset: int, flags: int) -> None:
     limiter = h.volume.limiter
     if limiter is not None:
         limiter.pace(len(buf))
+    share = h.volume.share
+    begun = share.begin()
     try:
         h.volume.pread(buf, offset)
     except Exception as error:
         _report(error, h, f"read at {offset}: ")
         raise
+    finally:
+        share.end(begun, MOST_OF_TRANSFER)
 
 
 def pwrite(h: Connection, buf: Any, offset: int, flags: int) -> None:
@@ -407,8 +409,13 @@ def pwrite(h: Connection, buf: Any, offset: int, flags: int) -> None:
     limiter = h.volume.limiter
     if limiter is not None:
         limiter.pace(len(buf))
+    share = h.volume.share
     try:
-        h.volume.pwrite(buf, offset, h.waiters)
+        begun = share.begin()
+        try:
+            h.volume.pwrite(buf, offset, h.waiters)
+        finally:
+            share.end(begun, MOST_OF_TRANSFER)
         if flags & _FUA:
             h.volume.core.sync()
     except Exception as error:
@@ -416,15 +423,17 @@ def pwrite(h: Connection, buf: Any, offset: int, flags: int) -> None:
         raise
 
 
-def _pace(h: Connection) -> None:
+def _pace(h: Connection, count: int = 0) -> None:
     if h.volume.limiter is not None:
-        h.volume.limiter.pace(0)
+        h.volume.limiter.pace(count)
 
 
 @reported
 def flush(h: Connection, flags: int) -> None:
     h.kept.keep()
-    h.volume.core.sync()
+    _pace(h)
+    with h.volume.share.taken_for_flush():
+        h.volume.core.sync()
 
 
 @reported
@@ -454,10 +463,16 @@ def zero(h: Connection, count: int, offset: int, flags: int) -> None:
 
 @reported
 def extents(h: Connection, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
-    found = find_extents(h.volume, offset, count, one=bool(flags & _REQ_ONE))
-    return [(at, length, 0 if mapped else _HOLE_AND_ZERO) for at, length, mapped in found]
+    h.kept.keep()
+    _pace(h)
+    with h.volume.share.taken_for_look():
+        found = find_extents(h.volume, offset, count, one=bool(flags & _REQ_ONE))
+        return [(at, length, 0 if mapped else _HOLE_AND_ZERO) for at, length, mapped in found]
 
 
 @reported
 def cache(h: Connection, count: int, offset: int, flags: int) -> None:
+    h.kept.keep()
+    # What is read of the data device for it is no more.
+    _pace(h, min(count, _pool.device.prefetch_bytes))
     prefetch(h.volume, offset, count)

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from thinpoold import clients, notify, poolfiles, ratelimit
+from thinpoold import buffers, clients, notify, poolfiles, ratelimit
 from thinpoold.control.codes import one_line
 from thinpoold.control.dispatch import Dispatcher
 from thinpoold.control.server import ControlServer
@@ -249,6 +249,7 @@ def environment(
 
 def from_environment() -> Runtime:
     """Return what `thinpoold` left for this process, and start to wait for signals."""
+    buffers.forget_preloading()
     text = os.environ.pop(ENVIRONMENT, None)
     if text is None:
         return Runtime()

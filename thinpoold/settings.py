@@ -10,7 +10,8 @@ are checked here, before anything happens. Pure functions over frozen values.
     skip_zeroing   true: a new block that a write fills in part keeps what was there before. Only
                    for a pool whose volumes all have one owner
     low_water      per cent of the data space: with less free, the log warns
-    max_clients    connections to volumes at a time, all volumes together; 0 for no limit
+    max_clients    connections to volumes at a time, all volumes together; 0 for no limit, and then
+                   there is none on the memory that their requests take
     cache          `page`: the kernel's page cache holds data, what is unwritten bounded; `bufio`: a
                    cache of the daemon's own does, over O_DIRECT
     data_cache     bytes of that cache
@@ -54,7 +55,7 @@ class Settings:
     discard: str = "passdown"
     skip_zeroing: bool = False
     low_water: int = 10
-    max_clients: int = 0
+    max_clients: int = 128
     cache: str = "page"
     data_cache: int = 256 << 20
 

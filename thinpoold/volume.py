@@ -69,6 +69,7 @@ class Volume:
         self.ahead = Ahead()
         self.clients = 0
         self.limiter: Limiter | None = None
+        self.share = core.shares.add(self.gate.occupied)
         self.account = core.device.writeout.account()
         self._credit = self.account.credit
         self._find = find
@@ -120,6 +121,7 @@ class Volume:
     def close(self) -> None:
         """Give the table back: there are no requests any more. The metadata lock is held."""
         self.withdraw()
+        self.core.shares.remove(self.share)
         self.ahead.give_back(self.core.metadata)
         self.table.close()
 
@@ -337,6 +339,9 @@ class Volume:
         """Ask the metadata for a block, and for some that follow; its entry, 0 if unmapped."""
         with self.core.lock:
             self.core.check_whole()
+            if self.core.metadata.lacks(self.dev_id, block, block + 1):
+                # No entry is kept of that: what follows would be brought in again each time.
+                return 0
             self.fill(block, last)
             return self._entries[block]
 

@@ -1,7 +1,7 @@
 """What can be set of one volume: limits, access, read-only. Functions without a state.
 
-iops       reads, writes, trims and zeroes a second, for all its clients together; 0: no limit
-bps        bytes read and written a second, likewise
+iops       requests of every kind a second, for all its clients together; 0: no limit
+bps        bytes read, prefetched and written a second, likewise
 read_only  clients may only read. Writes of those that have the volume open fail at once; who
            opened it read-only may write after opening it again
 allow      who may open it: the rules of `access`

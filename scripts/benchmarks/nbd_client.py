@@ -47,6 +47,19 @@ def write_then_flush(uri: str, size: int) -> tuple[float, float]:
         return middle - begin, time.perf_counter() - middle
 
 
+def fragment(uri: str, size: int, block: int) -> None:
+    """Writes into every second block of [0, size), in no order, and flushes."""
+    offsets = list(range(0, size, 2 * block))
+    random.Random(1).shuffle(offsets)
+    data = nbd.Buffer.from_bytearray(bytearray(b"f" * 512))
+    with connected(uri) as handle:
+        for offset in offsets:
+            handle.aio_pwrite(data, offset, completion=lambda _: 1)
+            _settle(handle, DEPTH - 1)
+        _settle(handle, 0)
+        handle.flush()
+
+
 def _settle(handle: nbd.NBD, most: int) -> None:
     """Waits until at most `most` requests are unanswered."""
     while handle.aio_in_flight() > most:

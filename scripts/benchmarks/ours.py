@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import fio, nbd_client
+from .fairness import Fairness
 from .peers import LEVEL_WRITES, Peer
 from .process import private_memory
 
@@ -32,6 +33,7 @@ class Thinpoold(Peer):
         self._base: str | None = None
         self._plain: str | None = None
         self._chain: list[str] = []
+        self._fairness: Fairness | None = None
         self.thinpool("init", str(self.pool), "--size", self.pool_size)
         if self.settings:
             self.thinpool("set", *self.settings)
@@ -117,6 +119,10 @@ class Thinpoold(Peer):
             nbd_client.scatter(self.uri(name), size, LEVEL_WRITES, len(self._chain))
             self._chain.append(name)
         yield self.uri(self._chain[levels])
+
+    def fairness(self) -> Fairness:
+        self._fairness = self._fairness or Fairness(self)
+        return self._fairness
 
     def processes(self) -> list[int]:
         return [self.pid]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import fio
+from .fairness import Fairness
 from .process import Server, private_memory
 
 LEVEL_WRITES = 64  # blocks of 4 KiB written between one level of snapshots and the next
@@ -50,6 +51,10 @@ class Peer(ABC):
 
     def levels(self, size: int, levels: int) -> Volume:
         """The URI of what lies over so many snapshots, each with a few writes of its own."""
+        raise NotOfferedError
+
+    def fairness(self) -> Fairness:
+        """Where requests to two volumes of one server are measured beside each other."""
         raise NotOfferedError
 
     @abstractmethod

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from . import fio, nbd_client, process
+from .fairness import NEIGHBOURS
 from .peers import NotOfferedError, Peer
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -192,6 +193,26 @@ class FirstFlush:
             return *first, *nbd_client.write_then_flush(uri, self.size)
 
 
+class Beside:
+    """One kind of request to a volume, alone, and while four clients send each of `others` to
+    another volume."""
+
+    def __init__(self, kind: str, others: tuple[str, ...]) -> None:
+        self.kind = kind
+        self._others = others
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        beside = (f"{self.kind} beside {NEIGHBOURS} clients' {other}" for other in self._others)
+        return tuple(Figure(name, "a second") for name in (f"{self.kind} alone", *beside))
+
+    def do(self, peer: Peer, effort: Effort, settle: Settle) -> tuple[float, ...]:
+        fairness = peer.fairness()
+        settle()
+        pairs = [fairness.beside(self.kind, other, effort.seconds) for other in self._others]
+        return fairness.alone(self.kind, effort.seconds), *(pair.own for pair in pairs)
+
+
 FLUSH = "the first flush after"
 
 
@@ -200,6 +221,7 @@ __all__ = [
     "GIB",
     "KIB",
     "MIB",
+    "Beside",
     "Effort",
     "Figure",
     "FirstFlush",

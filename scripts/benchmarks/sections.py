@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .fairness import KINDS as KINDS_OF_REQUESTS
 from .ours import FourThreads, OwnCache, PythonAlone, Thinpoold
 from .peers import FileOneThread, FilePlugin, Peer, PythonNoop, QemuNbd
-from .pieces import GIB, KIB, MIB, FirstFlush, Flood, Load, Piece, ReadLevels
+from .pieces import GIB, KIB, MIB, Beside, FirstFlush, Flood, Load, Piece, ReadLevels
 from .qcow2 import InternalSnapshots, Overlays
 
 Kind = Callable[[Path], Peer]
@@ -34,7 +35,8 @@ KINDS: dict[str, Kind] = {
 
 MAPPED, THREADED, FIRST, SHARED = "mapped", "threads", "first-write", "after-snapshot"
 FLUSHES, LEVELS, FLOOD, FIRST_FLUSH = "flush", "levels", "flood", "first-flush"
-KEYS = (MAPPED, THREADED, FIRST, SHARED, FLUSHES, LEVELS, FLOOD, FIRST_FLUSH)
+BESIDE = "beside"
+KEYS = (MAPPED, THREADED, FIRST, SHARED, FLUSHES, LEVELS, FLOOD, FIRST_FLUSH, BESIDE)
 LEVEL_COUNTS = (0, 1, 10, 100)
 
 
@@ -52,6 +54,7 @@ class Section:
 
 def table(*, quick: bool) -> list[Section]:
     """All sections, in the order in which they are measured."""
+    kinds = tuple(KINDS_OF_REQUESTS)[:: 3 if quick else 1]
     absent = set() if filter_can_be_left_out() else {PYTHON}
     sections = [
         Section(
@@ -179,6 +182,13 @@ def table(*, quick: bool) -> list[Section]:
             (OURS, BUFIO, FILE, QCOW2),
             ((OURS, FILE), (OURS, QCOW2)),
             most_rounds=1,
+        ),
+        Section(
+            BESIDE,
+            "One volume beside four busy clients of another, each kind of request beside each",
+            [Beside(kind, kinds) for kind in kinds],
+            (OURS,),
+            (),
         ),
     ]
     return [without(section, absent) for section in sections]

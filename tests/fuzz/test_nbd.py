@@ -39,6 +39,7 @@ _ERROR = 1 << 31
 @pytest.fixture
 def rig(new_pool: PoolMaker) -> PoolRig:
     rig = new_pool()
+    rig.cli("set", "max-clients=0")
     rig.create(TARGET, str(SIZE))
     return rig
 

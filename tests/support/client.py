@@ -21,8 +21,8 @@ FAST_ZERO: int = nbd.CMD_FLAG_FAST_ZERO
 HOLE: int = nbd.STATE_HOLE
 ZERO: int = nbd.STATE_ZERO
 
-# A request of more than 32 MiB may be refused by any server.
-LARGEST_READ = 8 << 20
+# The largest request that the daemon takes.
+LARGEST = 4 << 20
 
 
 class NbdError(Exception):
@@ -97,6 +97,12 @@ class NbdClient:
         size: int = self.raw.get_block_size(nbd.SIZE_PREFERRED)
         return size
 
+    @property
+    def largest_request(self) -> int:
+        """The most bytes that the server takes in one request."""
+        size: int = self.raw.get_block_size(nbd.SIZE_MAXIMUM)
+        return size
+
     def close(self) -> None:
         """Ends the connection; says goodbye to a server that still listens."""
         try:
@@ -107,17 +113,28 @@ class NbdClient:
         self.raw = None
 
     def read(self, offset: int, count: int) -> bytes:
+        """Reads `count` bytes, in as many requests as it takes."""
+        pieces = []
         with translated():
-            return bytes(self.raw.pread(count, offset))
+            while count > LARGEST:
+                pieces.append(bytes(self.raw.pread(LARGEST, offset)))
+                count -= LARGEST
+                offset += LARGEST
+            return b"".join([*pieces, bytes(self.raw.pread(count, offset))])
 
     def read_all(self) -> bytes:
         """Every byte of the export."""
-        offsets = range(0, self.size, LARGEST_READ)
-        return b"".join(self.read(at, min(LARGEST_READ, self.size - at)) for at in offsets)
+        return self.read(0, self.size)
 
     def write(self, offset: int, data: bytes | bytearray, flags: int = 0) -> None:
+        """Writes `data`, in as many requests as it takes."""
+        rest = memoryview(data)
         with translated():
-            self.raw.pwrite(data, offset, flags)
+            while len(rest) > LARGEST:
+                self.raw.pwrite(bytes(rest[:LARGEST]), offset, flags)
+                rest = rest[LARGEST:]
+                offset += LARGEST
+            self.raw.pwrite(bytes(rest), offset, flags)
 
     def flush(self) -> None:
         with translated():

@@ -16,6 +16,7 @@ from typing import Any
 from thinmeta.errors import NotFound
 from thinmeta.format.block import BLOCK_SIZE
 from thinmeta.thin import ThinMetadata
+from thinpoold.buffers import LARGEST_REQUEST
 from thinpoold.core import Core
 from thinpoold.deletion import noted
 from thinpoold.errors import NoSuchVolume
@@ -54,6 +55,8 @@ def status(pool: Pool) -> Fact:
             "lost": sorted(one.name for one in pool.registry if core.ledger.lost(one.uuid)),
             "deleting": deleting,
             "clients": sum(pool.clients(record.uuid) for record in pool.registry),
+            "max_clients": core.settings.max_clients,
+            "largest_request": LARGEST_REQUEST,
             "fastpath": core.fastpath is not None,
         }
 

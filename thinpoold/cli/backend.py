@@ -118,6 +118,10 @@ class _Here:
         return {"running": False, **absent}
 
     @property
+    def threads(self) -> int:
+        return 0
+
+    @property
     def answers_in_turn(self) -> bool:
         return False
 

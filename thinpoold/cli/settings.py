@@ -33,7 +33,8 @@ def set_(words: tuple[str, ...], volume: str | None, pool: str | None, as_json: 
                                 take no discards
       skip-zeroing=yes|no       leave old bytes in the unwritten part of new blocks
       low-water=PERCENT%        with less space free, the log warns
-      max-clients=N             connections to volumes at a time; 0 for no limit
+      max-clients=N             connections to volumes at a time, 128 unless told; 0 for no limit,
+                                also on the memory that their requests take
       cache=page|bufio          data in the kernel's page cache, or in one of the daemon's own over
                                 O_DIRECT; from the next start on
       data-cache=SIZE           memory of the latter; from the next start on
@@ -41,8 +42,8 @@ def set_(words: tuple[str, ...], volume: str | None, pool: str | None, as_json: 
     With --volume they are that volume's:
 
     \b
-      iops=N|unlimited          reads, writes, trims and zeroes a second, all clients together
-      bps=SIZE|unlimited        bytes read and written a second, likewise
+      iops=N|unlimited          requests of every kind a second, all clients together
+      bps=SIZE|unlimited        bytes read, prefetched and written a second, likewise
       read-only=yes|no          writes fail from now on; or may be made by who opens it anew
       allow=anyone|RULE,...     who may open it: user:NAME, group:NAME (by a Unix socket),
                                 net:ADDR/BITS, tls; one that fits is enough

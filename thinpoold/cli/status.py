@@ -45,7 +45,7 @@ def _text(status: dict[str, Any]) -> str:
         ("block size", output.size(status["block_size"])),
         ("transaction", str(status["transaction_id"])),
         ("volumes", _volumes(status["volumes"], status["deleting"])),
-        ("clients", str(status["clients"])),
+        ("clients", _clients(status["clients"], status["max_clients"])),
     ]
     reader = metadata["reader"]
     if reader is not None and reader["cost"]:
@@ -76,6 +76,10 @@ def _volumes(count: int, deleting: int) -> str:
     return f"{count}, and {deleting} being deleted" if deleting else str(count)
 
 
+def _clients(count: int, most: int) -> str:
+    return f"{count} of at most {most}" if most else str(count)
+
+
 def _cache(kind: str, memory: dict[str, Any]) -> str:
     what = "data_cache" if kind == "bufio" else "unwritten"
     used, bound = output.size(memory[what]), output.size(memory["bounds"][what])
@@ -85,11 +89,17 @@ def _cache(kind: str, memory: dict[str, Any]) -> str:
 
 
 def _memory(memory: dict[str, Any]) -> str:
-    metadata, most = memory["metadata_cache"], memory["bounds"]["metadata_cache"]
-    return (
-        f"{output.size(memory['resident'])}; metadata cache {output.size(metadata)} of "
-        f"{output.size(most)}, mapping tables {output.size(memory['mapping_tables'])}"
+    bounds, metadata = memory["bounds"], memory["metadata_cache"]
+    most = bounds["metadata_cache"]
+    parts = (
+        f"metadata cache {output.size(metadata)} of {output.size(most)}, mapping tables "
+        f"{output.size(memory['mapping_tables'])}"
     )
+    resident, total = output.size(memory["resident"]), bounds["total"]
+    if total is None:
+        return f"{resident}, without a bound while max-clients is 0; {parts}"
+    requests = output.size(bounds["requests"])
+    return f"{resident} of at most {output.size(total)}; {parts}, requests up to {requests}"
 
 
 def _space(space: dict[str, Any]) -> str:

@@ -48,6 +48,10 @@ class Host(Protocol):
         """What `status` says of the process: running, pid, uri, control_socket, fastpath_reason."""
 
     @property
+    def threads(self) -> int:
+        """How many threads serve one connection; 0 when there are no connections."""
+
+    @property
     def answers_in_turn(self) -> bool:
         """Whether a connection's requests are answered one after the other."""
 
@@ -79,7 +83,8 @@ class Method:
 def _status(host: Host, params: Params) -> Result:
     from thinpoold import admin
 
-    return {**admin.status(host.pool), "memory": admin.memory(host.pool), **host.run_facts()}
+    memory = admin.memory(host.pool, host.threads)
+    return {**admin.status(host.pool), "memory": memory, **host.run_facts()}
 
 
 def _stop(host: Host, params: Params) -> Result:
@@ -166,10 +171,13 @@ METHODS: dict[str, Method] = {
             "`file_size`, `reader`: null, or the `pid` of a process that reads an old commit and "
             "its `cost` in bytes of file), `memory` (`resident`, `metadata_cache`, `data_cache`, "
             "`mapping_tables`, "
-            "`unwritten` and, of all but the first, `bounds`), `volumes`, `lost` (names of volumes "
-            "of which something that was answered is lost), `deleting` (how many "
-            "deleted volumes' space is still being given back), `clients`, `fastpath` (whether the "
-            "C filter is there) and `fastpath_reason` (why it is not, or empty)",
+            "`unwritten` and, of all but the first, `bounds`; those are also of `requests`, all "
+            "that `max_clients` may have under way, and `total`, the sum of what is the process's "
+            "own: null where `max_clients` is 0), `volumes`, `lost` (names of volumes of which "
+            "something that was answered is lost), `deleting` (how many deleted volumes' space is "
+            "still being given back), `clients`, `max_clients`, `largest_request` (the most bytes "
+            "that a client may send or ask for at a time), `fastpath` (whether the C filter is "
+            "there) and `fastpath_reason` (why it is not, or empty)",
             _status,
         ),
         Method(

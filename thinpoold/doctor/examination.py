@@ -19,6 +19,7 @@ def examine(machine: Machine, directory: Path | None = None) -> Iterator[Finding
     yield kernel.loop(machine)
     yield from programs.tools(machine)
     yield from programs.fast_path(machine)
+    yield from programs.bounded_buffers(machine)
     yield from programs.service_manager(machine)
 
 

@@ -152,6 +152,23 @@ def fast_path(machine: Machine) -> Iterator[Finding]:
         yield Finding(name, True, f"built for nbdkit {version}", purpose)
 
 
+def bounded_buffers(machine: Machine) -> Iterator[Finding]:
+    """Look for the library that bounds what clients' requests take of memory."""
+    from thinpoold import buffers, daemon, fastpath
+
+    if machine.program("nbdkit") is None:
+        return
+    script = daemon.find_plugin()
+    built = buffers.place(script).exists()
+    yield Finding(
+        "bounded buffers",
+        built,
+        "built" if built else f"{buffers.place(script)} was not built",
+        "keeps clients' requests small in the daemon's memory",
+        "" if built else fastpath.how_to_build(script),
+    )
+
+
 def service_manager(machine: Machine) -> Iterator[Finding]:
     """Look for systemd, and whether it runs."""
     name, purpose = "systemd", "starts pools and attaches volumes at boot"

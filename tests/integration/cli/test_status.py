@@ -40,7 +40,11 @@ def test_json_has_the_fields_that_scripts_count_on(rig: PoolRig) -> None:
     memory, bounds = status["memory"], status["memory"]["bounds"]
     parts = {"metadata_cache", "data_cache", "mapping_tables", "unwritten"}
     assert memory.keys() == {"resident", "bounds", *parts}
-    assert bounds.keys() == parts
+    assert bounds.keys() == {"requests", "total", *parts}
+    assert memory["resident"] < bounds["total"]
+    assert (bounds["requests"] > 0) == rig.running
+    assert (status["clients"], status["max_clients"]) == (0, 128)
+    assert status["largest_request"] == 4 * MIB
     assert all(0 <= memory[part] <= bounds[part] for part in parts)
     assert sum(memory[part] for part in parts - {"unwritten"}) < memory["resident"] < 200 * MIB
     assert status["cache"] == "page"
@@ -80,6 +84,9 @@ def test_text(rig: PoolRig) -> None:
     assert told["block size"] == "64K"
     assert told["data"].endswith(f", {rig.directory}/data")
     assert "of 256M used" in told["data"]
+    assert told["clients"] == "0 of at most 128"
+    assert ("memory" in told) == rig.running
+    assert " of at most " in told.get("memory", " of at most ")
     assert told["running"] == (f"yes, process {rig.pid}" if rig.running else "no")
 
 

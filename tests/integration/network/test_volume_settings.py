@@ -164,10 +164,10 @@ def test_a_limit_holds_on_every_way_and_can_be_taken_away(new_pool: PoolMaker) -
             two.trim(number << 12, 4096)
         # A hundred requests: fifty at once, fifty in a second; they cannot have been faster.
         assert time.monotonic() - begun >= 0.9
-        # What waits when the limit goes, waits no more: this is paid for in hours.
+        # What waits when the limit goes, waits no more: this is paid for in minutes.
         rig.cli("set", "--volume", "v", "iops=unlimited", "bps=64K")
         for _ in range(4):
-            cookie = one.raw.aio_pread(nbd.Buffer(8 << 20), 0)
+            cookie = one.raw.aio_pread(nbd.Buffer(4 << 20), 0)
         rig.cli("set", "--volume", "v", "bps=unlimited")
         while not one.raw.aio_command_completed(cookie):
             one.raw.poll(-1)
@@ -179,7 +179,7 @@ def test_stop_does_not_wait_for_a_limit(new_pool: PoolMaker) -> None:
     rig.cli("set", "--volume", "v", "bps=64K")
     client = rig.connect("v")
     for _ in range(4):
-        client.raw.aio_pread(nbd.Buffer(8 << 20), 0)
+        client.raw.aio_pread(nbd.Buffer(4 << 20), 0)
     while client.raw.aio_in_flight() > 3:
         client.raw.poll(-1)
     rig.stop()

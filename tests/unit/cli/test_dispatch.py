@@ -28,6 +28,7 @@ class FakeHost:
     server_uri: str = "nbd+unix:///?socket=/s"
     stopped: bool = False
     answers_in_turn: bool = False
+    threads: int = 0
 
     def run_facts(self) -> dict[str, Any]:
         return {"running": True, "pid": 7, "uri": self.server_uri, "control_socket": "/c"}

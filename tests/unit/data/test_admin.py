@@ -11,6 +11,7 @@ import pytest
 
 from tests.unit.data.rigs import BLOCK, PATIENCE, Rig, finish, read, threads
 from thinpoold import admin
+from thinpoold.admin.memory import BASE_BYTES
 from thinpoold.errnos import OutOfRange
 from thinpoold.errors import (
     InvalidName,
@@ -307,7 +308,7 @@ def test_memory_is_told_with_its_bounds(new_rig: Callable[..., Rig]) -> None:
         volume = rig.create()
         volume.pwrite(b"x" * (2 * BLOCK), 0)
         read(volume, 0, BLOCK)
-        told = admin.memory(rig.pool)
+        told = admin.memory(rig.pool, 2)
         bounds = told.pop("bounds")
         assert told["resident"] > 1 << 20
         assert 0 < told["metadata_cache"] <= bounds["metadata_cache"] == 64 << 20
@@ -319,7 +320,20 @@ def test_memory_is_told_with_its_bounds(new_rig: Callable[..., Rig]) -> None:
             assert told["data_cache"] == bounds["data_cache"] == 0
             assert 2 * BLOCK <= told["unwritten"] <= bounds["unwritten"]
         rig.pool.close_volume(volume)
-        assert admin.memory(rig.pool)["mapping_tables"] == 0
+        assert admin.memory(rig.pool, 2)["mapping_tables"] == 0
+
+
+def test_the_sum_of_the_bounds_needs_a_limit_on_clients(new_rig: Callable[..., Rig]) -> None:
+    bounded = new_rig(settings=Settings(max_clients=10))
+    bounds = admin.memory(bounded.pool, 2)["bounds"]
+    # Without the library that bounds them: nbdkit's own limit, and a block.
+    assert bounds["requests"] == 10 * 2 * ((64 << 20) + BLOCK)
+    parts = ("metadata_cache", "data_cache", "mapping_tables", "requests")
+    assert bounds["total"] == sum(bounds[part] for part in parts) + BASE_BYTES
+    assert admin.memory(bounded.pool, 0)["bounds"]["requests"] == 0
+    unbounded = new_rig(settings=Settings(max_clients=0))
+    bounds = admin.memory(unbounded.pool, 2)["bounds"]
+    assert (bounds["requests"], bounds["total"]) == (None, None)
 
 
 def test_status(rig: Rig) -> None:

@@ -10,6 +10,7 @@ from thinpoold import admin, discard
 from thinpoold.errnos import NotFast
 from thinpoold.extents import Extent, extents, prefetch
 from thinpoold.settings import Settings
+from thinpoold.shares import Share
 from thinpoold.volume import Volume
 
 
@@ -212,3 +213,41 @@ def test_an_answer_may_be_cut_short_but_goes_on_where_it_ended(
         at = found[-1].offset + found[-1].length if found else 0
         found += extents(volume, at, volume.size - at)
     assert found == [Extent(n * BLOCK, BLOCK, mapped=n % 2 == 0) for n in range(16)]
+
+
+def test_long_looks_and_discards_take_their_turn_for_each_portion(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thinpoold.extents._PREFETCH_BLOCKS", 4)
+    monkeypatch.setattr(discard, "PORTION_BLOCKS", 3)
+    volume = rig.create(size=16 * BLOCK)
+    volume.pwrite(b"x" * (16 * BLOCK), 0)
+    turns = 0
+    real = Share.begin
+
+    def begin(share: Share) -> tuple[float, float]:
+        nonlocal turns
+        # Nobody waits for this one meanwhile.
+        assert not volume.gate.occupied()
+        assert not rig.pool.core.lock.locked()
+        turns += 1
+        return real(share)
+
+    monkeypatch.setattr(Share, "begin", begin)
+    prefetch(volume, 0, volume.size)
+    assert turns == 4
+    turns = 0
+    discard.trim(volume, 0, volume.size)
+    assert turns == 6
+
+
+def test_one_look_sees_no_more_than_so_many_runs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thinpoold.extents._MAX_RUNS", 2)
+    volume = rig.create(size=8 * BLOCK)
+    # Adjacent blocks, each a run of its own: together they are one extent.
+    for block in (6, 4, 2, 0, 1, 3, 5, 7):
+        volume.pwrite(b"x", block * BLOCK)
+    first = extents(volume, 0, volume.size)
+    assert first
+    assert first[0].mapped
+    assert first[-1].offset + first[-1].length < volume.size

@@ -16,6 +16,7 @@ from thinpoold import admin
 from thinpoold.access import Peer
 from thinpoold.errors import NoSuchVolume, ThinPoolError
 from thinpoold.fastpath import Choice
+from thinpoold.shares import Share
 
 PLUGIN = Path(__file__).resolve().parents[3] / "plugins" / "thinpool.py"
 
@@ -165,7 +166,7 @@ def test_what_a_volume_can_do_is_said_honestly(plugin: Any, nbdkit: Nbdkit, rig:
 
 
 @pytest.mark.parametrize(
-    ("size", "preferred"), [(BLOCK, BLOCK), (3 * BLOCK, BLOCK), (1 << 30, 32 << 20)]
+    ("size", "preferred"), [(BLOCK, BLOCK), (3 * BLOCK, BLOCK), (1 << 30, 4 << 20)]
 )
 def test_block_sizes_are_powers_of_two(
     plugin: Any, nbdkit: Nbdkit, rig: Rig, size: int, preferred: int
@@ -176,7 +177,7 @@ def test_block_sizes_are_powers_of_two(
     least, wanted, most = plugin.block_size(h)
     rig.pool.core.block_size = BLOCK
     assert (least, wanted) == (1, preferred)
-    assert most >= wanted
+    assert most == 4 << 20 >= wanted
 
 
 def test_errors_leave_with_their_errno(plugin: Any, nbdkit: Nbdkit, rig: Rig) -> None:
@@ -263,3 +264,43 @@ def test_parameters(plugin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     plugin.config("cache-size", "32M")
     plugin.config_complete()
     assert plugin._given == {"pool": str(tmp_path / "here"), "cache-size": "32M"}
+
+
+def test_every_kind_of_request_is_paced_and_has_its_share(
+    rig: Rig, nbdkit: Nbdkit, plugin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin.create(rig.pool, "v", 8 * BLOCK)
+    h = connect(plugin, nbdkit, "v")
+    paced: list[int] = []
+    shared: list[str] = []
+    h.volume.limiter = types.SimpleNamespace(pace=paced.append)
+    for name in ("begin", "end"):
+        real = getattr(Share, name)
+
+        def noted(share: Share, *given: Any, name: str = name, real: Any = real) -> Any:
+            assert share is h.volume.share
+            assert not h.volume.gate.occupied()
+            shared.append(name)
+            return real(share, *given)
+
+        monkeypatch.setattr(Share, name, noted)
+    requests: dict[str, tuple[Callable[[], object], int]] = {
+        "read": (lambda: plugin.pread(h, bytearray(512), 0, 0), 512),
+        "write": (lambda: plugin.pwrite(h, memoryview(bytes(4096)), 0, 0), 4096),
+        "flush": (lambda: plugin.flush(h, 0), 0),
+        "trim": (lambda: plugin.trim(h, BLOCK, 0, 0), 0),
+        "zero": (lambda: plugin.zero(h, BLOCK, 0, 0), 0),
+        "block status": (lambda: plugin.extents(h, 8 * BLOCK, 0, 0), 0),
+        "prefetch": (lambda: plugin.cache(h, 4 * BLOCK, 0, 0), 4 * BLOCK),
+    }
+    for kind, (request, count) in requests.items():
+        paced.clear()
+        shared.clear()
+        request()
+        assert paced == [count], kind
+        assert shared == ["begin", "end"], kind
+    # No more than the device reads for one.
+    monkeypatch.setattr(rig.pool.device, "prefetch_bytes", BLOCK)
+    paced.clear()
+    plugin.cache(h, 4 * BLOCK, 0, 0)
+    assert paced == [BLOCK]

@@ -457,3 +457,25 @@ def test_clients_share_a_volume_until_the_last_one_goes(rig: Rig) -> None:
     rig.pool.close_volume(volume)
     assert admin.list_volumes(rig.pool)["volumes"][0]["clients"] == 0
     assert read(rig.pool.open_volume("v"), 0, 1) == b"x"
+
+
+def test_a_hole_is_read_without_bringing_in_what_is_beside_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = rig.create(size=16 * BLOCK)
+    for block in range(1, 16, 2):
+        volume.pwrite(b"x" * BLOCK, block * BLOCK)
+    volume.forget()
+    filled: list[int] = []
+    real = volume.fill
+
+    def fill(block: int, last: int) -> None:
+        filled.append(block)
+        real(block, last)
+
+    monkeypatch.setattr(volume, "fill", fill)
+    for _ in range(3):
+        assert read(volume, 2 * BLOCK, BLOCK) == bytes(BLOCK)
+    assert filled == []
+    assert read(volume) == (bytes(BLOCK) + b"x" * BLOCK) * 8
+    assert filled == [1]

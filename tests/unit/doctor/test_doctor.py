@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.doctor.machines import machine
-from thinpoold import daemon, fallocate, fastpath
+from thinpoold import buffers, daemon, fallocate, fastpath
 from thinpoold.doctor import filesystem, kernel, limits, programs
 from thinpoold.doctor.examination import can_serve, examine
 from thinpoold.doctor.finding import Finding
@@ -255,3 +255,19 @@ def test_what_is_lacking_has_a_remedy_and_what_is_there_has_none(tmp_path: Path)
             assert bool(finding.remedy) is not finding.ok, finding
             assert finding.purpose
             assert "\n" not in finding.found + finding.purpose + finding.remedy
+
+
+def test_bounded_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = machine(tmp_path, {"nbdkit": nbdkit()})
+    script = tmp_path / "plugins" / "thinpool.py"
+    monkeypatch.setattr(daemon, "find_plugin", lambda: script)
+    [finding] = programs.bounded_buffers(there)
+    assert not finding.ok
+    assert finding.remedy == f"make -C {tmp_path}/plugins/fastpath"
+    library = buffers.place(script)
+    library.parent.mkdir(parents=True)
+    library.touch()
+    [finding] = programs.bounded_buffers(there)
+    assert finding.ok
+    (tmp_path / "without").mkdir()
+    assert list(programs.bounded_buffers(machine(tmp_path / "without"))) == []
