@@ -5,6 +5,7 @@ to 127 bytes without `/` and without control characters. It is the name of a fil
 `attach --user` makes, so it is neither `.` nor `..`. Pure functions; safe from any thread.
 """
 
+import re
 import unicodedata
 
 from thinpoold.errors import InvalidName
@@ -18,6 +19,8 @@ RULE = (
 # Control characters, and the two separators that break a line as a control character would.
 _REFUSED_CATEGORIES = frozenset({"Cc", "Zl", "Zp"})
 
+_DIGITS = re.compile(r"([0-9]+)")
+
 
 def check_name(name: str, what: str = "volume") -> str:
     """Return `name` when it keeps the rule; raise InvalidName, which states the rule, if not.
@@ -28,6 +31,17 @@ def check_name(name: str, what: str = "volume") -> str:
     if problem is not None:
         raise InvalidName(f"bad {what} name {_shortened(name)!r}: it {problem}; {RULE}")
     return name
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Return what puts names in the order people expect: by the numbers in them, s2 before s10.
+
+    >>> sorted(["s10", "s2", "s02", "s"], key=natural_key)
+    ['s', 's02', 's2', 's10']
+    """
+    parts: list[str | int] = [*_DIGITS.split(name)]
+    parts[1::2] = map(int, parts[1::2])
+    return parts, name
 
 
 def _problem(name: str) -> str | None:

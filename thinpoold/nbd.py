@@ -18,12 +18,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import nbdkit
 
-from thinmeta.errors import ThinMetaError
+from thinmeta.errors import NotFound, ThinMetaError
 from thinpoold import access, discard, fastlib, openers, peers, runtime
 from thinpoold.errnos import errno_of
 from thinpoold.errors import NoSuchVolume, ThinPoolError
@@ -36,7 +37,7 @@ from thinpoold.sizes import format_size, parse_size
 from thinpoold.threadstate import Kept
 from thinpoold.threadstate import local as thread
 from thinpoold.volume import Volume
-from thinpoold.volumes import VolumeRecord
+from thinpoold.volumes import VolumeRecord, by_name
 
 __all__ = [
     "API_VERSION",
@@ -78,6 +79,8 @@ API_VERSION = 2
 # NBD's own limits on what a server may say of block sizes, in bytes.
 _LARGEST_PREFERRED = 32 << 20
 _LARGEST_REQUEST = 64 << 20
+# nbdkit fails the whole list for one more.
+_MOST_EXPORTS = 10_000
 _HOLE_AND_ZERO = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
 
 P = ParamSpec("P")
@@ -199,27 +202,28 @@ def _set_up_log() -> None:
 @reported
 def list_exports(readonly: int, is_tls: int) -> list[tuple[str, str]]:
     peer = peers.current(is_tls)
-    with _pool.looking():
-        size = _pool.core.block_size
-        return [
-            (
-                record.name,
-                f"{format_size(record.size)}, "
-                f"{format_size(_pool.metadata.details(record.dev_id).mapped_blocks * size)} mapped"
-                + (", read-only" if record.read_only else ""),
-            )
-            for record in _pool.registry
-            if access.allows(record.allow, peer)
-        ]
+    size = _pool.core.block_size
+    exports = []
+    for record in by_name(_allowed(peer))[:_MOST_EXPORTS]:
+        # The lock is let go between two: of thousands nobody else waits for all.
+        with suppress(NotFound), _pool.looking():
+            mapped = _pool.metadata.details(record.dev_id).mapped_blocks * size
+            text = f"{format_size(record.size)}, {format_size(mapped)} mapped"
+            exports.append((record.name, text + (", read-only" if record.read_only else "")))
+    return exports
 
 
 @reported
 def default_export(readonly: int, is_tls: int) -> str:
     # With one volume nobody need name it; with several none is the default.
-    peer = peers.current(is_tls)
+    found = _allowed(peers.current(is_tls))
+    return found[0].name if len(found) == 1 else ""
+
+
+def _allowed(peer: access.Peer) -> list[VolumeRecord]:
     with _pool.looking():
-        names = [one.name for one in _pool.registry if access.allows(one.allow, peer)]
-    return names[0] if len(names) == 1 else ""
+        records = _pool.registry.unordered()
+    return [record for record in records if access.allows(record.allow, peer)]
 
 
 @reported

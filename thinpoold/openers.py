@@ -46,32 +46,35 @@ class Openers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Guarded by the lock; in the order in which they came.
-        self._openings: dict[Opening, None] = {}
+        # By volume, in the order in which they came; guarded by the lock.
+        self._openings: dict[bytes, dict[Opening, None]] = {}
 
     def add(self, volume: bytes, peer: Peer, read_only: bool) -> Opening:
         """Note a connection that has opened the volume with this uuid."""
         client = Client(peer, command_of(peer.pid), read_only)
         opening = Opening(volume, client, datetime.now(UTC))
         with self._lock:
-            self._openings[opening] = None
+            self._openings.setdefault(volume, {})[opening] = None
         return opening
 
     def remove(self, opening: Opening) -> None:
         """Forget a connection that has ended."""
         with self._lock:
-            del self._openings[opening]
+            of_volume = self._openings[opening.volume]
+            del of_volume[opening]
+            if not of_volume:
+                del self._openings[opening.volume]
 
     def places(self) -> set[Place]:
         """Where those are that have come over a network."""
         with self._lock:
-            peers = [one.client.peer for one in self._openings]
+            peers = [one.client.peer for some in self._openings.values() for one in some]
         return {(str(peer.address), peer.port) for peer in peers if peer.port is not None}
 
     def of(self, volume: bytes) -> list[dict[str, Any]]:
         """Say who has a volume open, who came first before the others."""
         with self._lock:
-            found = [one for one in self._openings if one.volume == volume]
+            found = list(self._openings.get(volume, ()))
         counts = Counter(one.client for one in found)
         first = {one.client: one.since for one in reversed(found)}
         return [

@@ -462,7 +462,7 @@ class Pool:
     def _count_reservations(self) -> None:
         size = self.core.block_size
         self.core.reservations.clear()
-        for record in self.registry:
+        for record in self.registry.unordered():
             if record.reserve:
                 own = self.metadata.exclusive_blocks(record.dev_id)
                 self.core.reservations.promise(record.uuid, -(-record.reserve // size), own)

@@ -20,14 +20,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import uuid as uuids
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from thinmeta.errors import Corrupt
 from thinpoold.errors import ContentJumped, NoSuchVolume, VolumeExists
-from thinpoold.names import check_name
+from thinpoold.names import check_name, natural_key
 from thinpoold.uri import parse_stable_name, stable_name
 
 TABLE: Final = "volumes"
@@ -91,13 +91,15 @@ class VolumeRecord:
         """Return the record stored under `key`. Raises `Corrupt` ('record')."""
         try:
             stored: dict[str, Any] = json.loads(value)
-            known = {one.name for one in dataclasses.fields(cls)}
-            given = {name: item for name, item in stored.items() if name in known}
+            given = {name: item for name, item in stored.items() if name in _FIELDS}
             if given.get("origin") is not None:
                 given["origin"] = bytes.fromhex(given["origin"])
             return cls(**{**given, "uuid": key})
         except (ValueError, TypeError, AttributeError) as error:
             raise Corrupt("record", f"volume {key.hex()}", f"makes no sense: {error}") from None
+
+
+_FIELDS: Final = frozenset(one.name for one in dataclasses.fields(VolumeRecord))
 
 
 def new_record(
@@ -114,6 +116,11 @@ def new_record(
     return VolumeRecord(
         uuids.uuid4().bytes, name, dev_id, size, created, origin, read_only, reserve
     )
+
+
+def by_name(records: Iterable[VolumeRecord]) -> list[VolumeRecord]:
+    """Return records in the order in which people are shown them. Among many it takes a while."""
+    return sorted(records, key=lambda record: natural_key(record.name))
 
 
 class Registry:
@@ -158,8 +165,12 @@ class Registry:
         return len(self._by_uuid)
 
     def __iter__(self) -> Iterator[VolumeRecord]:
-        """All records, by name."""
-        return iter([self._by_name[name] for name in sorted(self._by_name)])
+        """All records, `by_name`."""
+        return iter(by_name(self.unordered()))
+
+    def unordered(self) -> list[VolumeRecord]:
+        """All records: for those who hold the lock, and sort when they have let go of it."""
+        return list(self._by_uuid.values())
 
     def get(self, name: str) -> VolumeRecord:
         """Return the volume of that name. Raises `NoSuchVolume`."""
@@ -181,7 +192,7 @@ class Registry:
 
     def sizes(self, block_size: int) -> dict[int, int]:
         """The virtual blocks of each volume, by its device."""
-        return {record.dev_id: -(-record.size // block_size) for record in self}
+        return {record.dev_id: -(-record.size // block_size) for record in self.unordered()}
 
     def by_uuid(self, uuid: bytes) -> VolumeRecord | None:
         return self._by_uuid.get(uuid)

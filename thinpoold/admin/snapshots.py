@@ -14,6 +14,7 @@ Thread-safety: any thread; one at a time, but for what `begin_rollback` returns.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from thinpoold.admin.facts import Fact, describe
@@ -34,8 +35,8 @@ def snapshot(
     kept, `NoMetadataSpace` where the format has no room for more.
     """
     names = [name for _, name in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
         raise VolumeExists(f"{twice!r} is named twice: each snapshot needs a name of its own")
     made = []
     with pool.changing(quiet=[origin for origin, _ in pairs]) as begin:
@@ -139,7 +140,7 @@ def _check_reservations(pool: Pool, origins: Sequence[VolumeRecord]) -> None:
 
 def _unused_name(pool: Pool, name: str) -> str:
     """Return a name for what a volume held before it was rolled back."""
-    taken = {record.name for record in pool.registry}
+    taken = {record.name for record in pool.registry.unordered()}
     number = 1
     while True:
         ending = f"-before-rollback-{number}"

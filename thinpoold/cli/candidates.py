@@ -46,11 +46,12 @@ def candidates(context: click.Context, parameter: click.Parameter, incomplete: s
 def volume_names(pool: str) -> list[str]:
     """Return the names of the volumes of a pool's last commit, in order."""
     from thinmeta.store.lmdb import LmdbStore
-    from thinpoold.volumes import TABLE, VolumeRecord
+    from thinpoold.volumes import TABLE, VolumeRecord, by_name
 
     store = LmdbStore(resolve_pool(pool).require_pool().metadata, read_only=True)
     try:
-        return sorted(VolumeRecord.unpack(*record).name for record in store.records(TABLE))
+        found = by_name(VolumeRecord.unpack(*record) for record in store.records(TABLE))
+        return [record.name for record in found]
     finally:
         store.close()
 

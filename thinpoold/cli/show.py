@@ -12,6 +12,8 @@ from thinpoold.paths import PoolPaths
 
 # `list` names so many clients of a volume; `info` names all.
 _LISTED = 2
+# `tree` indents so many levels, and numbers those that are deeper.
+_MOST_INDENTED = 16
 
 
 @verb("list")
@@ -54,6 +56,10 @@ def list_(pool: str | None, as_json: bool) -> None:
 def tree(pool: str | None, as_json: bool) -> None:
     """Show who was snapshotted from whom, with sizes.
 
+    Below 16 levels the lines are indented no further, and each says in brackets how deep it lies.
+    --json nests at most 100 levels: a volume below them stands with those without an origin, and
+    its `origin` says where it belongs.
+
     \b
     Example:
       thinpool -p mypool tree
@@ -64,8 +70,7 @@ def tree(pool: str | None, as_json: bool) -> None:
     if as_json:
         output.emit_json(answer)
         return
-    rows: list[tuple[str, ...]] = []
-    _grow_tree(answer["volumes"], "", rows, top=True)
+    rows = _tree_rows(_flat(answer["volumes"]))
     header = ("NAME", "SIZE", "MAPPED", "EXCLUSIVE")
     output.emit(output.table(header, rows, right=(1, 2, 3)))
 
@@ -132,9 +137,11 @@ def _row(volume: dict[str, Any]) -> tuple[str, ...]:
 
 def _add_attached(paths: PoolPaths, volumes: list[dict[str, Any]]) -> None:
     """Add to each volume what this machine has attached of it."""
-    there = attachments(paths.directory)
+    facts: dict[str, list[dict[str, Any]]] = {}
+    for one in attachments(paths.directory):
+        facts.setdefault(one.uuid, []).append(one.fact())
     for volume in volumes:
-        volume["attached"] = [one.fact() for one in there if one.uuid == volume["uuid"]]
+        volume["attached"] = facts.get(volume["uuid"], [])
 
 
 def _attached(facts: list[dict[str, Any]]) -> str:
@@ -162,17 +169,41 @@ def _client(client: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-def _grow_tree(
-    volumes: list[dict[str, Any]], indent: str, rows: list[tuple[str, ...]], *, top: bool = False
-) -> None:
-    lines = ("├─ ", "└─ ", "│  ") if output.can_print("├└│─") else ("|- ", "`- ", "|  ")
-    for place, volume in enumerate(volumes):
-        last = place == len(volumes) - 1
-        branch = "" if top else lines[1] if last else lines[0]
+def _flat(volumes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return all volumes of a tree, those of one origin in their order."""
+    found = []
+    pending = list(reversed(volumes))
+    while pending:
+        found.append(pending.pop())
+        pending += reversed(found[-1]["children"])
+    return found
+
+
+def _tree_rows(volumes: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the rows of a tree: each volume below its origin, with a branch that leads there."""
+    branch, last_branch, trunk = ("├─ ", "└─ ", "│  ")
+    if not output.can_print("├└│─"):
+        branch, last_branch, trunk = ("|- ", "`- ", "|  ")
+    names = {volume["name"] for volume in volumes}
+    below: dict[str | None, list[dict[str, Any]]] = {}
+    for volume in volumes:
+        below.setdefault(volume["origin"] if volume["origin"] in names else None, []).append(volume)
+    rows = []
+    # Volume, how deep it lies, what stands before it, and before those below it.
+    pending = [(volume, 0, "", "") for volume in reversed(below.get(None, []))]
+    while pending:
+        volume, depth, before, indent = pending.pop()
         sizes = (output.size(volume[key]) for key in ("size", "mapped", "exclusive"))
-        rows.append((indent + branch + volume["name"], *sizes))
-        below = "" if top else "   " if last else lines[2]
-        _grow_tree(volume["children"], indent + below, rows)
+        rows.append((before + volume["name"], *sizes))
+        children = below.get(volume["name"], [])
+        for place, child in enumerate(reversed(children)):
+            here = last_branch if place == 0 else branch
+            onward = indent + ("   " if place == 0 else trunk)
+            if depth >= _MOST_INDENTED:
+                # A line for each of thousands of levels must not be as long as there are levels.
+                here, onward = f"[{depth + 1}] {here}", indent
+            pending.append((child, depth + 1, indent + here, onward))
+    return rows
 
 
 _SIZES = frozenset({"size", "mapped", "exclusive", "reserve", "shared", "block_size"})

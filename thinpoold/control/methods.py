@@ -221,7 +221,9 @@ METHODS: dict[str, Method] = {
         Method(
             "tree",
             "Say who was snapshotted from whom.",
-            "`volumes`: those without an origin, as `list` has them, each with `children`, nested",
+            "`volumes`: those without an origin, as `list` has them, each with `children`, nested; "
+            "one that lies below 100 levels stands with those without an origin, and says by its "
+            "`origin` where it belongs",
             _admin("tree"),
         ),
         Method(
