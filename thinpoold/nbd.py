@@ -156,7 +156,7 @@ def after_fork() -> None:
     size = _given.get("cache-size")
     try:
         _pool = Pool.open(
-            Path(_given["pool"]),
+            _runtime.directory or Path(_given["pool"]),
             lock_fd=_runtime.lock_fd,
             cache_bytes=parse_size(size) if size is not None else None,
             serving=True,

@@ -69,7 +69,8 @@ class PoolRecord:
             "data_mark": dataclasses.asdict(self.data_mark),
             **self.settings.as_json(),
         }
-        return json.dumps(stored, ensure_ascii=False, sort_keys=True).encode()
+        # ASCII: a path may be no UTF-8, and is kept as Python has it.
+        return json.dumps(stored, sort_keys=True).encode()
 
     @classmethod
     def unpack(cls, value: bytes) -> PoolRecord:

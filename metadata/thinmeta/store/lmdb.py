@@ -263,7 +263,7 @@ def _open_env(path: Path, create: bool, read_only: bool, map_size: int) -> Any:
         elif not create:
             raise StoreError(errno.ENOENT, f"there is no {path}")
         return lmdb.open(
-            str(path),
+            os.fsencode(path),
             subdir=False,
             create=create,
             mode=0o600,

@@ -1,4 +1,4 @@
-"""Pools of very many volumes, and long chains of snapshots: nothing is recursive, nothing squared."""
+"""Pools of many volumes, and long chains of snapshots: nothing recursive, nothing squared."""
 
 import json
 from typing import Any
