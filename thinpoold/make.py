@@ -23,7 +23,7 @@ from thinpoold import foreign, identity, lives, lock, pool_record
 from thinpoold.device import DataDevice
 from thinpoold.direct import check_direct
 from thinpoold.errors import DeviceError, PoolExists, UserError
-from thinpoold.names import check_name
+from thinpoold.names import check_new_name
 from thinpoold.paths import PoolPaths, pool_paths
 from thinpoold.pool_record import PoolRecord
 from thinpoold.settings import Settings
@@ -52,7 +52,7 @@ def create_pool(
     if size is not None:
         check_pool_size(size, block_size)
     paths = pool_paths(directory)
-    check_name(name or paths.name, "pool")
+    check_new_name(name or paths.name, "pool")
     with ExitStack() as undo:
         _make_directory(paths.directory, undo)
         fd = lock.acquire(paths, "thinpool init")

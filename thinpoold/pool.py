@@ -362,7 +362,7 @@ class Pool:
         The volume with `uuid`, or a new one. A client that has another open by this name would find
         this one when it connects again.
         """
-        self.registry.check_free(name)
+        self.registry.check_free(name, uuid)
         entry = self.core.ledger.holder(name)
         if entry is not None and entry.uuid != uuid and not force:
             raise NameHeld(

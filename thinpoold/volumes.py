@@ -5,7 +5,8 @@ uuid, and is changed in the same transaction as the device it belongs to.
 
 Invariants
 
-1. Names are unique; so are uuids and device ids.
+1. Names are unique; so are uuids and device ids. No two are given names that look the same; those
+   that older programs gave stay.
 2. The registry shows the open transaction; after that was abandoned, `load` shows the last commit.
 3. What the last commit does not hold yet is `pending`, with the number of the change that made it:
    nobody is shown that, or let in or refused on the strength of it (`Pool.open_volume`,
@@ -27,7 +28,7 @@ from typing import Any, Final, Protocol
 
 from thinmeta.errors import Corrupt
 from thinpoold.errors import ContentJumped, NoSuchVolume, VolumeExists
-from thinpoold.names import check_name, natural_key
+from thinpoold.names import check_new_name, natural_key, written_alike
 from thinpoold.uri import parse_stable_name, stable_name
 
 TABLE: Final = "volumes"
@@ -131,6 +132,8 @@ class Registry:
         self._check_begun = check_begun
         self._by_uuid: dict[bytes, VolumeRecord] = {}
         self._by_name: dict[str, VolumeRecord] = {}
+        # The names that are `written_alike`.
+        self._alike: dict[str, set[str]] = {}
         # The number of the last change, and what no commit holds yet, by the change that made it.
         self.number = 0
         self._pending: dict[bytes, int] = {}
@@ -141,6 +144,9 @@ class Registry:
         found = [VolumeRecord.unpack(*item) for item in self._records.records(TABLE)]
         self._by_uuid = {record.uuid: record for record in found}
         self._by_name = {record.name: record for record in found}
+        self._alike = {}
+        for record in found:
+            self._alike.setdefault(written_alike(record.name), set()).add(record.name)
         self._pending.clear()
 
     def begin_change(self) -> None:
@@ -197,21 +203,31 @@ class Registry:
     def by_uuid(self, uuid: bytes) -> VolumeRecord | None:
         return self._by_uuid.get(uuid)
 
-    def check_free(self, name: str) -> None:
-        """Raise `InvalidName` or `VolumeExists` unless a volume can be given that name."""
-        check_name(name)
+    def check_free(self, name: str, uuid: bytes = b"") -> None:
+        """Raise `InvalidName` or `VolumeExists` unless a volume can be given that name.
+
+        The volume with `uuid`, which may be called something that looks the same, or a new one.
+        """
+        check_new_name(name)
         if name in self._by_name:
             raise VolumeExists(f"volume {name!r} exists: choose another name, or delete it")
+        for other in self._alike.get(written_alike(name), ()):
+            if self._by_name[other].uuid != uuid:
+                raise VolumeExists(
+                    f"volume {other!a} exists, and its name looks the same as {name!a}: "
+                    "choose another name"
+                )
 
     def put(self, record: VolumeRecord) -> None:
         """Add a record, or replace the one with its uuid."""
         self._check_begun()
         old = self._by_uuid.get(record.uuid)
         if old is not None:
-            del self._by_name[old.name]
+            self._forget_name(old.name)
         self._records.put_record(TABLE, record.uuid, record.pack())
         self._by_uuid[record.uuid] = record
         self._by_name[record.name] = record
+        self._alike.setdefault(written_alike(record.name), set()).add(record.name)
         self.mark_pending(record.uuid)
 
     def remove(self, record: VolumeRecord) -> None:
@@ -219,5 +235,12 @@ class Registry:
         self._check_begun()
         self._records.put_record(TABLE, record.uuid, None)
         del self._by_uuid[record.uuid]
-        del self._by_name[record.name]
+        self._forget_name(record.name)
         self.mark_pending(record.uuid)
+
+    def _forget_name(self, name: str) -> None:
+        del self._by_name[name]
+        form = written_alike(name)
+        self._alike[form].discard(name)
+        if not self._alike[form]:
+            del self._alike[form]

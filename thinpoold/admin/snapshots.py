@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from thinpoold.admin.facts import Fact, describe
 from thinpoold.errors import NoSpace, UserError, VolumeExists, VolumeInUse
-from thinpoold.names import MAX_NAME_BYTES
+from thinpoold.names import MAX_NAME_BYTES, written_alike
 from thinpoold.pool import Pool
 from thinpoold.volumes import VolumeRecord, new_record
 
@@ -35,8 +35,10 @@ def snapshot(
     kept, `NoMetadataSpace` where the format has no room for more.
     """
     names = [name for _, name in pairs]
-    if len(set(names)) < len(names):
-        twice = next(name for name, count in Counter(names).items() if count > 1)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is None and len(set(map(written_alike, names))) < len(names):
+        twice = next(name for name in names if name != written_alike(name))
+    if twice is not None:
         raise VolumeExists(f"{twice!r} is named twice: each snapshot needs a name of its own")
     made = []
     with pool.changing(quiet=[origin for origin, _ in pairs]) as begin:
