@@ -3,6 +3,10 @@
 What dm-thin's metadata has no room for. A record is JSON in the table `volumes` under the volume's
 uuid, and is changed in the same transaction as the device it belongs to.
 
+A record has a version. It goes up when a program that does not know what is new would do wrong with
+the volume: let somebody in whom a rule keeps out, say. A record of a newer version is refused, and
+the pool with it. What may be ignored is a field more of the same version.
+
 Invariants
 
 1. Names are unique; so are uuids and device ids. No two are given names that look the same; those
@@ -11,7 +15,8 @@ Invariants
 3. What the last commit does not hold yet is `pending`, with the number of the change that made it:
    nobody is shown that, or let in or refused on the strength of it (`Pool.open_volume`,
    `Pool.looking`).
-4. A record is changed only where `check_begun` has no objection: in a change that has begun.
+4. What a newer program has put into a record, and this one does not know, stays in it.
+5. A record is changed only where `check_begun` has no objection: in a change that has begun.
 
 Thread-safety: the caller holds the metadata lock.
 """
@@ -26,12 +31,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from thinmeta.errors import Corrupt
+from thinmeta.errors import Corrupt, UnsupportedFormat
 from thinpoold.errors import ContentJumped, NoSuchVolume, VolumeExists
 from thinpoold.names import check_new_name, natural_key, written_alike
 from thinpoold.uri import parse_stable_name, stable_name
 
 TABLE: Final = "volumes"
+# On disk; 1 is that of records without one.
+VERSION: Final = 1
 
 
 class Records(Protocol):
@@ -46,7 +53,8 @@ class Records(Protocol):
 class VolumeRecord:
     """One volume. `size` and `reserve` are in bytes; `origin` is the uuid it was snapshotted from;
     `created` is UTC, ISO 8601. `iops`, `bps`, `allow`: see `volume_settings`. `generation` goes up
-    when the content becomes another under whoever may connect again (see `uri`)."""
+    when the content becomes another under whoever may connect again (see `uri`). `unknown` are the
+    fields that this program does not know."""
 
     uuid: bytes
     name: str
@@ -61,6 +69,7 @@ class VolumeRecord:
     bps: int = 0
     allow: str = ""
     generation: int = 1
+    unknown: dict[str, Any] = field(default_factory=dict)
 
     @property
     def stable_name(self) -> str:
@@ -82,25 +91,38 @@ class VolumeRecord:
 
     def pack(self) -> bytes:
         """Return the stored form, without the uuid, which is the key."""
-        stored = dataclasses.asdict(self)
-        del stored["uuid"]
+        stored = {**self.unknown, "version": VERSION}
+        stored |= {name: getattr(self, name) for name in _FIELDS}
         stored["origin"] = self.origin.hex() if self.origin is not None else None
         return json.dumps(stored, ensure_ascii=False, sort_keys=True).encode()
 
     @classmethod
     def unpack(cls, key: bytes, value: bytes) -> VolumeRecord:
-        """Return the record stored under `key`. Raises `Corrupt` ('record')."""
+        """Return the record stored under `key`.
+
+        Raises `UnsupportedFormat` for one of a newer version, `Corrupt` ('record') for nonsense.
+        """
         try:
             stored: dict[str, Any] = json.loads(value)
-            given = {name: item for name, item in stored.items() if name in _FIELDS}
+            version = stored.pop("version", 1)
+            if version > VERSION:
+                raise UnsupportedFormat(
+                    f"volume {str(stored.get('name'))[:127]!r} is of version {version}; this "
+                    f"program knows up to {VERSION}: use the one that made it"
+                )
+            given = {name: stored.pop(name) for name in _FIELDS & stored.keys()}
             if given.get("origin") is not None:
                 given["origin"] = bytes.fromhex(given["origin"])
-            return cls(**{**given, "uuid": key})
+            return cls(**{**given, "uuid": key, "unknown": stored})
         except (ValueError, TypeError, AttributeError) as error:
             raise Corrupt("record", f"volume {key.hex()}", f"makes no sense: {error}") from None
 
 
-_FIELDS: Final = frozenset(one.name for one in dataclasses.fields(VolumeRecord))
+# Those that are stored: the uuid is the key.
+_FIELDS: Final = frozenset(one.name for one in dataclasses.fields(VolumeRecord)) - {
+    "uuid",
+    "unknown",
+}
 
 
 def new_record(
