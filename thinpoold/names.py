@@ -52,6 +52,16 @@ def check_new_name(name: str, what: str = "volume") -> str:
     return name
 
 
+def is_line(text: str, most: int) -> bool:
+    """Whether `text` has at most so many bytes of UTF-8, and all characters of it can be seen."""
+    try:
+        short = len(text.encode()) <= most
+    except UnicodeEncodeError:
+        return False
+    refused = {*_REFUSED_CATEGORIES, _NOT_SEEN}
+    return short and all(unicodedata.category(one) not in refused for one in text)
+
+
 def written_alike(name: str) -> str:
     """Return what is the same for names that differ in how their characters are put together.
 

@@ -1,21 +1,25 @@
-"""What can be set of one volume: limits, access, read-only. Pure functions.
+"""What can be set of one volume: limits, access, read-only, labels. Pure functions.
 
 iops       reads, writes, trims and zeroes a second, for all its clients together; 0: no limit
 bps        bytes read and written a second, likewise
 read_only  clients may only read. Writes of those that have the volume open fail at once; who
            opened it read-only may write after opening it again
 allow      who may open it: the rules of `access`
+label.KEY  a text of whoever uses it, under a key of theirs; empty: no such label. Nothing here
+           depends on labels
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 from thinpoold.access import parse_rules, rules_text
-from thinpoold.errors import InvalidSize
-from thinpoold.settings import Rules, Value, flag, parse_by
+from thinpoold.errors import InvalidSetting, InvalidSize
+from thinpoold.names import is_line
+from thinpoold.settings import LABEL, Rules, Value, flag, parse_by
 from thinpoold.sizes import exact_size, parse_size
 from thinpoold.volumes import VolumeRecord
 
@@ -23,12 +27,25 @@ MAX_IOPS: Final = 10**9
 # Less and a request of the usual size takes longer than clients wait.
 MIN_BPS: Final = 64 << 10
 MAX_BPS: Final = 1 << 50
+MAX_LABELS: Final = 64
+_LABEL_KEY: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_LABEL_BYTES: Final = 255
 _UNLIMITED: Final = ("unlimited", "none", "no")
 
 
 def changed(record: VolumeRecord, changes: Mapping[str, Value]) -> VolumeRecord:
     """Return a record with some settings changed, all checked first. Raises InvalidSetting."""
-    return dataclasses.replace(record, **parse(changes))
+    parsed = parse(changes)
+    if "labels" in parsed:
+        merged = {**record.labels, **parsed["labels"]}
+        labels = {key: value for key, value in sorted(merged.items()) if value}
+        if len(labels) > MAX_LABELS:
+            raise InvalidSetting(
+                f"volume {record.name!r} would have {len(labels)} labels: at most {MAX_LABELS}; "
+                "take one away with label.KEY="
+            )
+        parsed["labels"] = labels
+    return dataclasses.replace(record, **parsed)
 
 
 def settings_of(record: VolumeRecord) -> dict[str, Value]:
@@ -38,12 +55,37 @@ def settings_of(record: VolumeRecord) -> dict[str, Value]:
         "bps": record.bps,
         "read_only": record.read_only,
         "allow": rules_text(record.allow),
+        **{LABEL + key: value for key, value in record.labels.items()},
     }
 
 
 def parse(changes: Mapping[str, Value]) -> dict[str, Any]:
-    """Return settings by their names, as the record has them. Raises InvalidSetting."""
-    return parse_by(_RULES, changes, "a volume has no setting")
+    """Return settings by their names, as the record has them. Raises InvalidSetting.
+
+    Of `labels` only those that change: one that is empty goes.
+    """
+    labels = {
+        name.removeprefix(LABEL): _label(name.removeprefix(LABEL), value)
+        for name, value in changes.items()
+        if name.startswith(LABEL)
+    }
+    others = {name: value for name, value in changes.items() if not name.startswith(LABEL)}
+    parsed = parse_by(_RULES, others, "a volume has no setting", also=f"{LABEL}KEY")
+    return {**parsed, "labels": labels} if labels else parsed
+
+
+def _label(key: str, value: Value) -> str:
+    if not _LABEL_KEY.fullmatch(key):
+        raise InvalidSetting(
+            f"{key[:63]!a} is no key of a label: it has 1 to 63 letters, digits, '.', '_' and "
+            "'-', and a letter or digit at both ends"
+        )
+    if not isinstance(value, str) or not is_line(value, _LABEL_BYTES):
+        raise InvalidSetting(
+            f"label {key} cannot be {ascii(value)[:60]}: it is up to {_LABEL_BYTES} bytes of UTF-8 "
+            "without control characters and invisible ones"
+        )
+    return value
 
 
 def as_text(name: str, value: Value) -> str:

@@ -127,7 +127,6 @@ def info(pool: Pool, name: str) -> Fact:
         "reserve_free": owed * pool.core.block_size,
         "block_size": pool.core.block_size,
         "snapshots": [one.name for one in by_name(snapshots)],
-        "labels": record.labels,
         "created_in_transaction": details.transaction_id,
     }
 
@@ -194,6 +193,7 @@ def _describe(pool: Pool, record: VolumeRecord) -> Fact:
         "lost": pool.core.ledger.lost(record.uuid),
         "clients": clients,
         "opened_by": pool.openers.of(record.uuid),
+        "labels": record.labels,
     }
 
 

@@ -94,7 +94,7 @@ def _settings(context: click.Context, incomplete: str) -> Iterable[str]:
     from thinpoold import settings
 
     if context.params.get("volume"):
-        return ["iops=", "bps=", "read-only=yes", "read-only=no", "allow="]
+        return ["iops=", "bps=", "read-only=yes", "read-only=no", "allow=", "label."]
     values: dict[str, Sequence[str]] = {
         "on_full": settings.ON_FULL,
         "discard": settings.DISCARD,

@@ -7,7 +7,7 @@ import click
 from thinpoold.attach.records import attachments
 from thinpoold.cli import output
 from thinpoold.cli.backend import Backend
-from thinpoold.cli.options import Name, chosen_pool, json_option, verb
+from thinpoold.cli.options import Name, Text, chosen_pool, json_option, verb
 from thinpoold.paths import PoolPaths
 
 # `list` names so many clients of a volume; `info` names all.
@@ -17,23 +17,34 @@ _MOST_INDENTED = 16
 
 
 @verb("list")
+@click.option(
+    "--label",
+    "labels",
+    metavar="KEY[=TEXT]",
+    multiple=True,
+    type=Text(),
+    help="Only volumes with this label. May be given more than once: all must be there.",
+)
 @json_option
-def list_(pool: str | None, as_json: bool) -> None:
+def list_(labels: tuple[str, ...], pool: str | None, as_json: bool) -> None:
     """List the volumes of a pool.
 
     MAPPED is what a volume has written or shares, EXCLUSIVE what only it uses and deleting it
     would free. OPEN BY names the clients: a process, its id and user, or an address; xN for N
     connections. ATTACHED says which device of this machine it is, and where that is mounted.
+    LABELS are what 'thinpool set --volume VOL label.KEY=TEXT' has said.
 
     \b
     Examples:
       thinpool -p mypool list
       thinpool -p mypool list --json    sizes in bytes
+      thinpool -p mypool list --label owner=ann --label tier
 
     Exit status: 0 listed; 1 failed.
     """
     paths = chosen_pool(pool)
     answer = Backend(paths).call("list")
+    answer["volumes"] = [one for one in answer["volumes"] if _has(one.get("labels", {}), labels)]
     _add_attached(paths, answer["volumes"])
     if as_json:
         output.emit_json(answer)
@@ -46,6 +57,12 @@ def list_(pool: str | None, as_json: bool) -> None:
         header = (*header, "ATTACHED")
         rows = [
             (*row, _attached(volume["attached"]))
+            for row, volume in zip(rows, answer["volumes"], strict=True)
+        ]
+    if any(volume.get("labels") for volume in answer["volumes"]):
+        header = (*header, "LABELS")
+        rows = [
+            (*row, _value("labels", volume.get("labels")))
             for row, volume in zip(rows, answer["volumes"], strict=True)
         ]
     output.emit(output.table(header, rows, right=(1, 2, 3), cut=(0, 5)))
@@ -133,6 +150,15 @@ def _row(volume: dict[str, Any]) -> tuple[str, ...]:
         output.moment(volume["created"]),
         _open_by(volume["opened_by"], most=_LISTED),
     )
+
+
+def _has(labels: dict[str, str], wanted: tuple[str, ...]) -> bool:
+    """Whether all that is wanted, KEY or KEY=TEXT, is among a volume's labels."""
+    for word in wanted:
+        key, equals, text = word.partition("=")
+        if key not in labels or (equals and labels[key] != text):
+            return False
+    return True
 
 
 def _add_attached(paths: PoolPaths, volumes: list[dict[str, Any]]) -> None:

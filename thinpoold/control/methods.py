@@ -215,7 +215,7 @@ METHODS: dict[str, Method] = {
             "that was answered is lost: see `accept-loss`), `clients` (how many "
             "connections), `opened_by`: for each client `pid`, `command`, `uid` and `user` of its "
             "process (null over a network), `address` (null at a Unix socket), `tls`, `read_only`, "
-            "`connections`, `since`; what is not known is null",
+            "`connections`, `since`; what is not known is null; `labels`, texts by their keys",
             _admin("list_volumes"),
         ),
         Method(
@@ -230,7 +230,7 @@ METHODS: dict[str, Method] = {
             "info",
             "Say everything about one volume.",
             f"{_VOLUME}, and `shared`, `reserve`, `reserve_free` (bytes), `block_size`, "
-            "`snapshots` (names), `labels`, `created_in_transaction`",
+            "`snapshots` (names), `created_in_transaction`",
             _admin("info"),
             (_NAME,),
         ),
