@@ -13,7 +13,6 @@ from thinpoold.cli.options import Name, Size, Text, chosen_pool, json_option, ve
 from thinpoold.errors import InvalidSetting
 from thinpoold.progress import Progress
 from thinpoold.settings import parse
-from thinpoold.sizes import check_any_size
 
 _volume_option = click.option("--volume", metavar="VOL", type=Name(), help="A volume's settings.")
 
@@ -105,7 +104,6 @@ def grow(size: int, pool: str | None, as_json: bool) -> None:
 
     Exit status: 0 grown, durably; 1 refused (a bad size, smaller than now) or failed.
     """
-    check_any_size(size, "pool")
     paths = chosen_pool(pool)
     with Progress(f"growing pool {paths.name}"):
         answer = Backend(paths).call("grow", size=size)

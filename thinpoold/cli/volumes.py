@@ -11,7 +11,6 @@ from thinpoold.cli.backend import Backend
 from thinpoold.cli.options import (
     Name,
     Size,
-    VolumeSize,
     chosen_pool,
     json_option,
     pairs,
@@ -24,7 +23,7 @@ from thinpoold.sizes import SECTOR
 
 @verb("create")
 @click.argument("volume", metavar="VOL", type=Name())
-@click.argument("size", metavar="SIZE", type=VolumeSize())
+@click.argument("size", metavar="SIZE", type=Size())
 @click.option("--read-only", is_flag=True, help="Clients may only read it.")
 @click.option("--reserve", metavar="SIZE", type=Size(), default=0, help="Space kept free for it.")
 @click.option("--force", is_flag=True, help="Take a name that clients have another volume by.")
@@ -87,7 +86,7 @@ def snapshot(
 
 @verb("resize")
 @click.argument("volume", metavar="VOL", type=Name())
-@click.argument("size", metavar="SIZE", type=VolumeSize())
+@click.argument("size", metavar="SIZE", type=Size())
 @click.option("--shrink", is_flag=True, help="Allow a smaller size: what is cut off is discarded.")
 @click.option("--force", is_flag=True, help="Also under a client that may come back.")
 @json_option

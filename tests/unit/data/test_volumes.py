@@ -93,8 +93,9 @@ def test_nonsense_is_corrupt(value: bytes) -> None:
 
 # As the first programs stored them, and those before versions.
 OLDEST = (
-    b'{"created": "2026-01-31T12:00:00Z", "dev_id": 1, "labels": {}, '
-    b'"name": "gr\xc3\xb6\xc3\x9fe", "origin": null, "read_only": false, "reserve": 0, "size": 1048576}'
+    b'{"created": "2026-01-31T12:00:00Z", "dev_id": 1, '
+    b'"labels": {}, "name": "gr\xc3\xb6\xc3\x9fe", "origin": null, '
+    b'"read_only": false, "reserve": 0, "size": 1048576}'
 )
 BEFORE_VERSIONS = (
     b'{"allow": "user:1000", "bps": 0, "created": "2026-01-31T12:00:00Z", "dev_id": 1, '
