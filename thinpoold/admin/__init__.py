@@ -8,7 +8,7 @@ which returns a function for the part that takes its time: others need not wait 
 Thread-safety: any thread; callers run those that change the pool one at a time.
 """
 
-from thinpoold.admin.facts import export_of, find, info, list_volumes, status, tree
+from thinpoold.admin.facts import find, info, list_volumes, place_of, status, tree
 from thinpoold.admin.losses import accept_loss
 from thinpoold.admin.memory import memory
 from thinpoold.admin.settings import get_settings, grow, set_settings
@@ -21,13 +21,13 @@ __all__ = [
     "begin_rollback",
     "create",
     "delete",
-    "export_of",
     "find",
     "get_settings",
     "grow",
     "info",
     "list_volumes",
     "memory",
+    "place_of",
     "rename",
     "resize",
     "rollback",

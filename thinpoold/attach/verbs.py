@@ -28,7 +28,7 @@ from thinpoold.attach.guard import refuse_repeats
 from thinpoold.attach.handshake import parse_uri, wait_for_daemon
 from thinpoold.attach.keeper import Order, ask_for_volume
 from thinpoold.attach.records import Attachment
-from thinpoold.control.client import ControlClient
+from thinpoold.control.client import ControlClient, OtherVersion
 from thinpoold.control.codes import RemoteError, one_line
 from thinpoold.errors import PoolNotRunning, ThinPoolError
 from thinpoold.paths import PoolPaths
@@ -58,20 +58,20 @@ def attach(paths: PoolPaths, name: str, wanted: Wanted) -> Attachment:
     """Attach a volume of a running pool. Raises ThinPoolError."""
     if not wanted.user:
         require_kernel()
-    info, uri = look_up(paths, name)
+    place, uri = look_up(paths, name)
     # Refuses TLS.
     parse_uri(uri)
     refuse_repeats(_settings(paths, name), wanted.connections)
-    read_only = wanted.read_only or info["read_only"]
+    read_only = wanted.read_only or place["read_only"]
     with records.locked():
         records.clear_stale()
-        _refuse_twice(name, info["uuid"], read_only)
+        _refuse_twice(name, place["uuid"], read_only)
         if wanted.user:
             return fuse.attach(
                 pool=str(paths.directory),
                 volume=name,
-                uuid=info["uuid"],
-                generation=info["generation"],
+                uuid=place["uuid"],
+                generation=place["generation"],
                 uri=uri,
                 read_only=read_only,
                 patience=wanted.patience,
@@ -81,9 +81,9 @@ def attach(paths: PoolPaths, name: str, wanted: Wanted) -> Attachment:
             control_socket=str(paths.control_socket),
             uri=uri,
             volume=name,
-            uuid=info["uuid"],
-            generation=info["generation"],
-            size=info["size"],
+            uuid=place["uuid"],
+            generation=place["generation"],
+            size=place["size"],
             device="",
             block_size=wanted.block_size,
             connections=wanted.connections,
@@ -104,7 +104,7 @@ def require_kernel() -> None:
 
 
 def look_up(paths: PoolPaths, name: str) -> tuple[dict[str, Any], str]:
-    """Return `info` of a volume, and its URI. Raises PoolNotRunning, RemoteError."""
+    """Return what `uri` says of a volume, and its URI. Raises PoolNotRunning, RemoteError."""
     paths.require_pool()
     try:
         client = ControlClient.connect(paths.control_socket)
@@ -114,10 +114,9 @@ def look_up(paths: PoolPaths, name: str) -> tuple[dict[str, Any], str]:
         wait_for_daemon(server, _DAEMON_SECONDS)
         client = ControlClient.connect(paths.control_socket)
     with client:
-        info: Any = client.call("info", {"name": name})
         place: Any = client.call("uri", {"name": name})
     # Whoever connects again by it finds this volume with this content, or none.
-    return info, place["stable_uri"]
+    return place, place["stable_uri"]
 
 
 def _settings(paths: PoolPaths, name: str) -> dict[str, Any]:
@@ -334,10 +333,10 @@ def _uuid_of(paths: PoolPaths, name: str) -> str | None:
     """The uuid of the volume that has this name now; None when the daemon cannot tell."""
     try:
         with ControlClient.connect(paths.control_socket) as client:
-            info: Any = client.call("info", {"name": name})
-    except (PoolNotRunning, RemoteError):
+            place: Any = client.call("uri", {"name": name})
+        uuid: str = place["uuid"]
+    except (PoolNotRunning, RemoteError, OtherVersion):
         return None
-    uuid: str = info["uuid"]
     return uuid
 
 

@@ -124,7 +124,7 @@ def _refuse_repeats(backend: Backend, given: dict[str, str], volume: str | None)
         from thinpoold import volume_settings
 
         changes = volume_settings.parse(given)
-        uuid = backend.call("info", name=volume)["uuid"]
+        uuid = backend.call("uri", name=volume)["uuid"]
         there = [one for one in there if one.uuid == uuid]
     if guard.SLOW & changes.keys():
         now = backend.call("get", volume=volume)["settings"]

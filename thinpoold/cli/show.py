@@ -132,7 +132,8 @@ def uri(volume: str, stable: bool, pool: str | None, as_json: bool) -> None:
 
     Exit status: 0 printed; 1 no such volume, or failed.
     """
-    answer = Backend(chosen_pool(pool)).call("uri", name=volume)
+    place = Backend(chosen_pool(pool)).call("uri", name=volume)
+    answer = {key: place[key] for key in ("uri", "stable_uri")}
     if as_json:
         output.emit_json(answer)
     else:

@@ -207,9 +207,9 @@ def _refuse_attached(
     if not any_attached(paths.directory):
         return
     for name in names:
-        info = Backend(paths).call("info", name=name)
-        if smaller_than is None or smaller_than < info["size"]:
-            refuse_attached(paths.directory, name, info["uuid"])
+        place = Backend(paths).call("uri", name=name)
+        if smaller_than is None or smaller_than < place["size"]:
+            refuse_attached(paths.directory, name, place["uuid"])
 
 
 def _tell(answer: Any, as_json: bool, line: str) -> None:

@@ -105,11 +105,12 @@ def _commit(host: Host, params: Params) -> Result:
 def _uri(host: Host, params: Params) -> Result:
     from thinpoold import admin
 
-    name = params["name"]
-    stable = admin.export_of(host.pool, name=name)
+    place = admin.place_of(host.pool, name=params["name"])
+    stable = str(place.pop("export"))
     return {
-        "uri": volume_uri(host.server_uri, name),
+        "uri": volume_uri(host.server_uri, str(place["name"])),
         "stable_uri": volume_uri(host.server_uri, stable),
+        **place,
     }
 
 
@@ -238,7 +239,8 @@ METHODS: dict[str, Method] = {
             "uri",
             "Say where NBD clients find a volume.",
             "`uri`, by its name, and `stable_uri`, which never is another volume's, nor of this "
-            "volume with another content: for clients that connect again by themselves",
+            "volume with another content: for clients that connect again by themselves; `name`, "
+            "`uuid`, `generation`, `size`, `read_only`",
             _uri,
             (_NAME,),
         ),

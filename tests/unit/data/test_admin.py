@@ -363,14 +363,15 @@ def test_names_that_look_the_same_are_not_given(rig: Rig, there: str, other: str
     admin.create(rig.pool, there, BLOCK)
     admin.create(rig.pool, "v", BLOCK)
     before = admin.status(rig.pool)
-    for refused in (
+    attempts: list[Callable[[], object]] = [
         lambda: admin.create(rig.pool, other, BLOCK),
         lambda: admin.snapshot(rig.pool, [["v", other]]),
         lambda: admin.snapshot(rig.pool, [["v", f"x{there}"], ["v", f"x{other}"]]),
         lambda: admin.rename(rig.pool, "v", other),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(VolumeExists):
-            refused()
+            attempt()
     assert admin.status(rig.pool) == before
     # One volume may be called either way, and the other name is free when it is gone.
     admin.rename(rig.pool, there, other)

@@ -96,3 +96,21 @@ def test_volumes_are_in_the_order_that_people_expect(rig: Rig) -> None:
     assert [one["name"] for one in admin.tree(rig.pool)["volumes"]] == expected
     admin.snapshot(rig.pool, [["a", "a10"], ["a", "a9"]])
     assert admin.info(rig.pool, "a")["snapshots"] == ["a9", "a10"]
+
+
+def test_where_a_volume_is_takes_no_walk_over_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    admin.create(rig.pool, "v", 4 * BLOCK, read_only=True)
+    expected = {
+        key: admin.info(rig.pool, "v")[key]
+        for key in ("name", "uuid", "generation", "size", "read_only")
+    }
+
+    def walk(*_: object) -> int:
+        raise AssertionError("it is walked")
+
+    monkeypatch.setattr(type(rig.pool.metadata), "exclusive_blocks", walk)
+    monkeypatch.setattr(type(rig.pool.metadata), "runs", walk)
+    place = admin.place_of(rig.pool, "v")
+    assert place.pop("export") == f"{expected['uuid']}/1"
+    assert place == expected
+    assert admin.find(rig.pool, str(expected["uuid"]))["size"] == 4 * BLOCK
