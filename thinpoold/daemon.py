@@ -126,15 +126,15 @@ def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoRetur
         argv += ["--filter", str(choice.filter)]
     if os.environ.get("THINPOOL_DEBUG"):
         argv += ["--verbose"]
-    argv += ["python", f"script={script}", f"pool={paths.directory}"]
+    # Shown alone: nbdkit hands a plugin no path that is not UTF-8, so the environment has it too.
+    shown = os.fsencode(paths.directory).decode("utf-8", "replace")
+    argv += ["python", f"script={script}", f"pool={shown}"]
     if options.cache_size is not None:
         argv += [f"cache-size={options.cache_size}"]
     for fd in (lock_fd, ready_fd):
         if fd is not None:
             os.set_inheritable(fd, True)
-    os.environ[ENVIRONMENT] = environment(
-        lock_fd, ready_fd, paths.run_dir, uri, threads, run_files, choice
-    )
+    os.environ[ENVIRONMENT] = environment(lock_fd, ready_fd, paths, uri, threads, run_files, choice)
     os.environ["PATH"] = search_path()
     os.environ |= buffers.preloaded(buffers.place(script), os.environ)
     os.umask(0o077)

@@ -409,6 +409,11 @@ class Ledger:
         """Whether something that was answered is lost, and nobody has accepted that."""
         return Mark.LOST in self.entry(uuid).marks
 
+    def all_lost(self) -> list[bytes]:
+        """The volumes that are `lost`."""
+        with self._lock:
+            return [one.uuid for one in self._entries.values() if Mark.LOST in one.marks]
+
     # --- pieces -----------------------------------------------------------------------------------
 
     def _put(self, entry: Entry) -> None:

@@ -77,7 +77,7 @@ def advance(
                 return record
             return _kept(metadata, _as_known(record, {}, MarkState()))
         known = identity.known_by(device) if accepting else record.data_known_by
-        return _kept(metadata, _as_known(record, known, MarkState(life, at)))
+        return _kept(metadata, _as_known(record, known, _marked(state, life, at)))
     except ThinMetaError as error:
         metadata.abandon()
         if accepting:
@@ -101,7 +101,12 @@ def moved(device: DataDevice, record: PoolRecord, data_bytes: int) -> MarkState:
         return state
     # Of the same life: until the commit, either place is right.
     identity.put(device, record.uuid, state.life, at)
-    return MarkState(state.life, at)
+    return _marked(state, state.life, at)
+
+
+def _marked(state: MarkState, life: int, at: int | None) -> MarkState:
+    """The state of a mark that has been put."""
+    return replace(state, life=life, at=at, next_life=None, next_at=None)
 
 
 def check_room(device: DataDevice, data_bytes: int, block_size: int) -> None:

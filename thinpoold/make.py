@@ -23,7 +23,7 @@ from thinpoold.device import DataDevice
 from thinpoold.direct import check_direct
 from thinpoold.errors import DeviceError, PoolExists, UserError
 from thinpoold.metadata_file import open_store
-from thinpoold.names import check_name
+from thinpoold.names import check_new_name
 from thinpoold.paths import PoolPaths, pool_paths
 from thinpoold.pool_record import PoolRecord
 from thinpoold.settings import Settings
@@ -52,7 +52,7 @@ def create_pool(
     if size is not None:
         check_pool_size(size, block_size)
     paths = pool_paths(directory)
-    check_name(name or paths.name, "pool")
+    check_new_name(name or paths.name, "pool")
     with ExitStack() as undo:
         _make_directory(paths.directory, undo)
         # What the pool's owner may not open could not be served either.

@@ -18,12 +18,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import nbdkit
 
-from thinmeta.errors import ThinMetaError
+from thinmeta.errors import NotFound, ThinMetaError
 from thinpoold import access, buffers, discard, fastlib, notify, openers, peers, runtime
 from thinpoold.control.codes import one_line
 from thinpoold.errnos import errno_of
@@ -40,7 +41,7 @@ from thinpoold.space import Waiters
 from thinpoold.threadstate import Kept
 from thinpoold.threadstate import local as thread
 from thinpoold.volume import Volume
-from thinpoold.volumes import VolumeRecord
+from thinpoold.volumes import VolumeRecord, by_name
 
 __all__ = [
     "API_VERSION",
@@ -79,6 +80,8 @@ log = logging.getLogger(__name__)
 
 API_VERSION = 2
 
+# nbdkit fails the whole list for one more.
+_MOST_EXPORTS = 10_000
 _HOLE_AND_ZERO = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
 
 P = ParamSpec("P")
@@ -181,7 +184,7 @@ def after_fork() -> None:
     try:
         with notify.Longer(_runtime.notifier):
             _pool = Pool.open(
-                Path(_given["pool"]),
+                _runtime.directory or Path(_given["pool"]),
                 lock_fd=_runtime.lock_fd,
                 cache_bytes=parse_size(size) if size is not None else None,
                 serving=True,
@@ -231,22 +234,15 @@ def _set_up_log() -> None:
 @reported
 def list_exports(readonly: int, is_tls: int) -> list[tuple[str, str]]:
     peer = peers.current(is_tls)
-    with _pool.looking():
-        size = _pool.core.block_size
-        found = [
-            (record, _pool.metadata.details(record.dev_id).mapped_blocks * size)
-            for record in _pool.registry
-        ]
-    allowed = _allowed_to(peer)
-    return [
-        (
-            record.name,
-            f"{format_size(record.size)}, {format_size(mapped)} mapped"
-            + (", read-only" if record.read_only else ""),
-        )
-        for record, mapped in found
-        if allowed(record)
-    ]
+    size = _pool.core.block_size
+    exports = []
+    for record in by_name(_allowed(peer))[:_MOST_EXPORTS]:
+        # The lock is let go between two: of thousands nobody else waits for all.
+        with suppress(NotFound), _pool.looking():
+            mapped = _pool.metadata.details(record.dev_id).mapped_blocks * size
+            text = f"{format_size(record.size)}, {format_size(mapped)} mapped"
+            exports.append((record.name, text + (", read-only" if record.read_only else "")))
+    return exports
 
 
 def _allowed_to(peer: access.Peer) -> Callable[[VolumeRecord], bool]:
@@ -266,11 +262,14 @@ def _allowed_to(peer: access.Peer) -> Callable[[VolumeRecord], bool]:
 @reported
 def default_export(readonly: int, is_tls: int) -> str:
     # With one volume nobody need name it; with several none is the default.
-    peer = peers.current(is_tls)
+    found = _allowed(peers.current(is_tls))
+    return found[0].name if len(found) == 1 else ""
+
+
+def _allowed(peer: access.Peer) -> list[VolumeRecord]:
     with _pool.looking():
-        records = list(_pool.registry)
-    names = [one.name for one in filter(_allowed_to(peer), records)]
-    return names[0] if len(names) == 1 else ""
+        records = _pool.registry.unordered()
+    return list(filter(_allowed_to(peer), records))
 
 
 @reported

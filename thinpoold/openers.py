@@ -57,8 +57,8 @@ class Openers:
         # Where this process waits for clients.
         self.addresses: clients.Addresses = frozenset()
         self._lock = threading.Lock()
-        # Guarded by the lock; in the order in which they came.
-        self._openings: dict[Opening, None] = {}
+        # By volume, in the order in which they came; guarded by the lock.
+        self._openings: dict[bytes, dict[Opening, None]] = {}
         # Guarded by the lock: those at Unix sockets.
         self._claims = Claims[Opening]()
 
@@ -67,7 +67,7 @@ class Openers:
         client = Client(peer, command_of(peer.pid), read_only)
         opening = Opening(volume, client, datetime.now(UTC))
         with self._lock:
-            self._openings[opening] = None
+            self._openings.setdefault(volume, {})[opening] = None
             if peer.address is None:
                 # Under the lock: of two that come at once each is to know what the other claims.
                 self._claims.add(opening, self._sockets(peer.pid))
@@ -76,7 +76,10 @@ class Openers:
     def remove(self, opening: Opening) -> None:
         """Forget a connection that has ended."""
         with self._lock:
-            del self._openings[opening]
+            of_volume = self._openings[opening.volume]
+            del of_volume[opening]
+            if not of_volume:
+                del self._openings[opening.volume]
             self._claims.remove(opening)
 
     def _sockets(self, pid: int | None) -> set[int]:
@@ -90,7 +93,7 @@ class Openers:
     def have(self, openings: Iterable[Opening]) -> int:
         """How many of these are still there."""
         with self._lock:
-            return sum(one in self._openings for one in openings)
+            return sum(one in self._openings.get(one.volume, ()) for one in openings)
 
     def hang_up(self, volume: bytes, who: Callable[[Peer], bool]) -> list[Opening] | None:
         """Shut the connections that clients have to a volume; return them.
@@ -99,9 +102,7 @@ class Openers:
         cannot be told from one that has another volume open.
         """
         with self._lock:
-            chosen = [
-                one for one in self._openings if one.volume == volume and who(one.client.peer)
-            ]
+            chosen = [one for one in self._openings.get(volume, ()) if who(one.client.peer)]
             peers = [one.client.peer for one in chosen]
             pids = {peer.pid for peer in peers if peer.address is None}
             there = set[int]().union(*(clients.sockets_of(self.addresses, pid) for pid in pids))
@@ -116,13 +117,13 @@ class Openers:
     def places(self) -> set[Place]:
         """Where those are that have come over a network."""
         with self._lock:
-            peers = [one.client.peer for one in self._openings]
+            peers = [one.client.peer for some in self._openings.values() for one in some]
         return {(str(peer.address), peer.port) for peer in peers if peer.port is not None}
 
     def of(self, volume: bytes) -> list[dict[str, Any]]:
         """Say who has a volume open, who came first before the others."""
         with self._lock:
-            found = [one for one in self._openings if one.volume == volume]
+            found = list(self._openings.get(volume, ()))
         counts = Counter(one.client for one in found)
         first = {one.client: one.since for one in reversed(found)}
         return [

@@ -130,12 +130,28 @@ class PoolPaths:
 
 
 def default_directory() -> Path:
-    """Return the directory where a pool given by name alone lies."""
+    """Return the directory where a pool given by name alone lies.
+
+    Raises NoSuchPool for a user who has no such directory, for want of a home.
+    """
+    found = _default_directory()
+    if found is None:
+        raise NoSuchPool(
+            f"user {os.geteuid()} has no home directory for pools known by name: name the pool by "
+            "its path, with a '/', or set HOME or XDG_DATA_HOME"
+        )
+    return found
+
+
+def _default_directory() -> Path | None:
     if os.geteuid() == 0:
         return Path("/var/lib/thinpoold")
     data_home = os.environ.get("XDG_DATA_HOME", "")
-    base = Path(data_home) if os.path.isabs(data_home) else Path.home() / ".local/share"
-    return base / "thinpoold"
+    if os.path.isabs(data_home):
+        return Path(data_home) / "thinpoold"
+    # As it is where neither HOME nor the system's users tell.
+    home = os.path.expanduser("~") if os.environ.get("HOME") != "" else ""
+    return Path(home) / ".local/share/thinpoold" if os.path.isabs(home) else None
 
 
 def resolve_pool(text: str) -> PoolPaths:
@@ -147,10 +163,12 @@ def resolve_pool(text: str) -> PoolPaths:
     if "/" in text or text in (".", ".."):
         return pool_paths(Path(text))
     check_name(text, "pool")
-    here, default = Path(text), default_directory() / text
-    if (here / METADATA_FILE).exists() or (here.is_dir() and not default.is_dir()):
+    here, default = Path(text), _default_directory()
+    if (here / METADATA_FILE).exists():
         return pool_paths(here)
-    return pool_paths(default)
+    if here.is_dir() and (default is None or not (default / text).is_dir()):
+        return pool_paths(here)
+    return pool_paths(default_directory() / text)
 
 
 def pool_paths(directory: Path) -> PoolPaths:
@@ -166,8 +184,9 @@ def shared_parents(directory: Path) -> tuple[Path, ...]:
 
 
 def _run_dir(directory: Path) -> Path:
-    base = _runtime_base()
-    if base is not None and directory.parent == Path(os.path.realpath(default_directory())):
+    base, default = _runtime_base(), _default_directory()
+    named = default is not None and directory.parent == Path(os.path.realpath(default))
+    if base is not None and named:
         run_dir = base / "thinpoold" / directory.name
     else:
         run_dir = directory / "run"

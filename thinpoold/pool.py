@@ -390,7 +390,7 @@ class Pool:
         The volume with `uuid`, or a new one. A client that has another open by this name would find
         this one when it connects again.
         """
-        self.registry.check_free(name)
+        self.registry.check_free(name, uuid)
         entry = self.core.ledger.holder(name)
         if entry is not None and entry.uuid != uuid and not force:
             raise NameHeld(
@@ -495,7 +495,7 @@ class Pool:
     def _count_reservations(self) -> None:
         size = self.core.block_size
         self.core.reservations.clear()
-        for record in self.registry:
+        for record in self.registry.unordered():
             if record.reserve:
                 own = self.metadata.exclusive_blocks(record.dev_id)
                 self.core.reservations.promise(record.uuid, -(-record.reserve // size), own)

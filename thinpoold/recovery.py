@@ -199,7 +199,7 @@ class _Lost:
     def _note(
         self, lost: dict[bytes, list[tuple[int, int]]], changes: Iterable[Change], why: str
     ) -> None:
-        by_device = {record.dev_id: record.uuid for record in self._registry}
+        by_device = {record.dev_id: record.uuid for record in self._registry.unordered()}
         size = self._block_size
         for change in changes:
             uuid = by_device.get(change.dev_id)

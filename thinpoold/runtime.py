@@ -40,7 +40,7 @@ from thinpoold.control.dispatch import Dispatcher
 from thinpoold.control.server import ControlServer
 from thinpoold.fastpath import Choice
 from thinpoold.handshakes import Handshakes
-from thinpoold.paths import CONTROL_SOCKET, NBD_SOCKET
+from thinpoold.paths import CONTROL_SOCKET, NBD_SOCKET, PoolPaths
 from thinpoold.sizes import format_size
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,8 @@ class Runtime:
     fastpath: Choice = _BY_HAND
     notifier: notify.Notifier = field(default_factory=notify.Notifier)
     pool: Any = None
+    # The pool's, where `thinpoold` has said so.
+    directory: Path | None = None
     # No volume is opened any more: its client would have to be hung up on.
     stopping: bool = False
     # How many of nbdkit's threads serve one connection; 0 when that is not known.
@@ -223,7 +225,7 @@ class Runtime:
 def environment(
     lock_fd: int,
     ready_fd: int | None,
-    run_dir: Path,
+    paths: PoolPaths,
     uri: str,
     threads: int,
     run_files: list[str],
@@ -237,7 +239,8 @@ def environment(
         {
             "lock_fd": lock_fd,
             "ready_fd": ready_fd,
-            "run_dir": str(run_dir),
+            "directory": str(paths.directory),
+            "run_dir": str(paths.run_dir),
             "uri": uri,
             "threads": threads,
             "run_files": run_files,
@@ -266,6 +269,7 @@ def from_environment() -> Runtime:
         Choice(Path(left["filter"]) if left["filter"] else None, left["no_filter"]),
         notify.from_environment(),
     )
+    runtime.directory = Path(left["directory"])
     runtime.threads = left["threads"]
     runtime.log_kept = os.environ.pop(LOG_KEPT, "") == "1"
     # nbdkit listens already. Later there may be too many clients to look.

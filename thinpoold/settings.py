@@ -40,6 +40,8 @@ MAX_CLIENTS = 100_000
 CACHE = ("page", "bufio")
 MIN_DATA_CACHE = datacache.MIN_BYTES
 MAX_DATA_CACHE = 1 << 40
+# What the key of a volume's label stands behind.
+LABEL = "label."
 AT_NEXT_START = frozenset({"cache", "data_cache"})
 
 _YES = ("true", "yes", "on", "1")
@@ -75,14 +77,30 @@ def parse(changes: Mapping[str, Value]) -> dict[str, Any]:
     return parse_by(_RULES, changes, "no setting")
 
 
-def parse_by(rules: Rules, changes: Mapping[str, Value], unknown: str) -> dict[str, Any]:
-    """Return what these rules make of the changes. Raises InvalidSetting, `unknown` for a name."""
+def key_of(name: str) -> str:
+    """Return the key of a setting that people may write with `-` for `_`; a label is as it is."""
+    return name if name.startswith(LABEL) else name.replace("-", "_")
+
+
+def name_of(key: str) -> str:
+    """Return a setting's key as people are shown it."""
+    return key if key.startswith(LABEL) else key.replace("_", "-")
+
+
+def parse_by(
+    rules: Rules, changes: Mapping[str, Value], unknown: str, also: str = ""
+) -> dict[str, Any]:
+    """Return what these rules make of the changes.
+
+    Raises InvalidSetting, which says `unknown` for a name, and that there is `also` something.
+    """
     result = {}
     for given, value in changes.items():
         name = given.replace("-", "_")
         rule = rules.get(name)
         if rule is None:
-            choice = ", ".join(known.replace("_", "-") for known in rules)
+            known = [name_of(one) for one in rules] + ([also] if also else [])
+            choice = ", ".join(known)
             raise InvalidSetting(f"{unknown} {given[:40]!r}: there are {choice}")
         read, values = rule
         checked = read(value)

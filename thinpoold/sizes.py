@@ -91,11 +91,6 @@ def check_pool_size(size: int, block_size: int = MIN_BLOCK_SIZE) -> int:
     return _check(size, "pool", block_size, min(MAX_POOL_BLOCKS * block_size, MAX_BYTES))
 
 
-def check_any_size(size: int, what: str) -> int:
-    """Return the size in bytes of a `what` in some pool, whose block size sets the exact limit."""
-    return _check(size, what, SECTOR, MAX_BYTES)
-
-
 def _check(size: int, what: str, least: int, most: int) -> int:
     smallest = f"{least} bytes" if least == SECTOR else exact_size(least)
     rule = f"a {what} has {smallest} to {exact_size(most)}, in steps of {SECTOR} bytes"

@@ -55,7 +55,7 @@ class Tls:
         if client is not None:
             file = client / PSK_FILE if self.psk else client
             key = "tls-psk-file" if self.psk else "tls-certificates"
-            parts.append(f"{key}={quote(str(file), safe='/')}")
+            parts.append(f"{key}={quote(os.fsencode(file), safe='/')}")
             if self.psk:
                 place = f"{quote(client.name, safe='')}@{place}"
         return f"nbds{scheme.removeprefix('nbd')}://{place}{'?' if parts else ''}{'&'.join(parts)}"

@@ -10,6 +10,7 @@ another content; by a stable name it finds what it had open, or nothing. A name 
 two are never mistaken for each other.
 """
 
+import os
 import re
 import uuid as uuids
 from pathlib import Path
@@ -45,7 +46,7 @@ def parse_stable_name(export: str) -> StableName | None:
 
 def unix_uri(socket: Path) -> str:
     """Return the URI of the server behind a UNIX socket, without an export."""
-    return f"nbd+unix:///?socket={quote(str(socket), safe='/')}"
+    return f"nbd+unix:///?socket={quote(os.fsencode(socket), safe='/')}"
 
 
 def tcp_uri(address: str, port: int) -> str:

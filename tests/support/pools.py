@@ -102,7 +102,7 @@ class PoolRig:
         lines = out.split()
         uris = [word for word in lines if word.startswith(("nbd+unix:", "nbd:", "nbds"))]
         assert uris, f"`thinpool start` printed no URI: {out!r}"
-        sockets = parse_qs(urlsplit(uris[0]).query).get("socket")
+        sockets = parse_qs(urlsplit(uris[0]).query, errors="surrogateescape").get("socket")
         self._socket = sockets[0] if sockets else None
         if self._socket is not None:
             # Beside it in the run directory; asked itself, which saves the start of a command.
@@ -118,7 +118,7 @@ class PoolRig:
         status = self.status()
         self._pid = int(status["pid"])
         self._control = status["control_socket"]
-        sockets = parse_qs(urlsplit(status["uri"]).query).get("socket")
+        sockets = parse_qs(urlsplit(status["uri"]).query, errors="surrogateescape").get("socket")
         self._socket = sockets[0] if sockets else None
 
     def stop(self) -> None:

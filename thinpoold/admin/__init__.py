@@ -15,7 +15,7 @@ Thread-safety: any thread, several at a time.
 """
 
 from thinpoold.admin.connections import disconnect
-from thinpoold.admin.facts import export_of, find, info, list_volumes, status, tree
+from thinpoold.admin.facts import find, info, list_volumes, place_of, status, tree
 from thinpoold.admin.losses import accept_loss
 from thinpoold.admin.memory import memory
 from thinpoold.admin.settings import get_settings, grow, set_settings
@@ -27,13 +27,13 @@ __all__ = [
     "create",
     "delete",
     "disconnect",
-    "export_of",
     "find",
     "get_settings",
     "grow",
     "info",
     "list_volumes",
     "memory",
+    "place_of",
     "rename",
     "resize",
     "rollback",

@@ -21,12 +21,14 @@ from thinpoold.core import Core
 from thinpoold.deletion import noted
 from thinpoold.errors import NoSuchVolume
 from thinpoold.pool import Pool
-from thinpoold.volumes import VolumeRecord
+from thinpoold.volumes import VolumeRecord, by_name
 
 Fact = dict[str, Any]
 
 # A walk over so many mappings takes a few milliseconds, and is made with the lock held.
 _FEW_MAPPINGS = 1 << 14
+# `tree` nests so deep: two levels of JSON each, where programs stop at 256 and more.
+MAX_NESTED = 100
 
 
 def status(pool: Pool) -> Fact:
@@ -52,9 +54,9 @@ def status(pool: Pool) -> Fact:
                 "reader": _reader(core),
             },
             "volumes": len(pool.registry),
-            "lost": sorted(one.name for one in pool.registry if core.ledger.lost(one.uuid)),
+            "lost": _lost(pool),
             "deleting": deleting,
-            "clients": sum(pool.clients(record.uuid) for record in pool.registry),
+            "clients": sum(volume.clients for volume in core.volumes.values()),
             "max_clients": core.settings.max_clients,
             "largest_request": LARGEST_REQUEST,
             "fastpath": core.fastpath is not None,
@@ -69,6 +71,12 @@ def _reader(core: Core) -> Fact | None:
     return {"pid": pinned.reader.pid, "cost": pinned.cost}
 
 
+def _lost(pool: Pool) -> list[str]:
+    """The names of volumes of which something is lost. The core's lock is held."""
+    found = (pool.registry.by_uuid(uuid) for uuid in pool.core.ledger.all_lost())
+    return [record.name for record in by_name(one for one in found if one is not None)]
+
+
 def data_space(pool: Pool) -> Fact:
     """Return path, size and use of the data device. The core's lock is held."""
     size = pool.core.block_size
@@ -81,32 +89,48 @@ def data_space(pool: Pool) -> Fact:
 
 def list_volumes(pool: Pool) -> Fact:
     """List the volumes, by name."""
-    with pool.looking():
-        records = list(pool.registry)
-    return {"volumes": describe(pool, records)}
+    return {"volumes": describe(pool, _all_by_name(pool))}
 
 
 def tree(pool: Pool) -> Fact:
-    """List the volumes under those they were snapshotted from."""
-    with pool.looking():
-        records = list(pool.registry)
-    facts = describe(pool, records)
+    """List the volumes under those they were snapshotted from.
+
+    Below `MAX_NESTED` levels a volume stands where those without an origin do, and what is
+    below it under it: JSON of any depth nobody can read. Its `origin` says where it belongs.
+    """
+    records = _all_by_name(pool)
+    # One that is gone meanwhile is not described.
     nodes = {
-        record.uuid: {**fact, "children": []} for record, fact in zip(records, facts, strict=True)
+        uuids.UUID(fact["uuid"]).bytes: {**fact, "children": []} for fact in describe(pool, records)
     }
-    roots: list[Fact] = []
+    below: dict[bytes | None, list[bytes]] = {}
     for record in records:
-        parent = nodes.get(record.origin) if record.origin is not None else None
-        siblings = roots if parent is None else parent["children"]
-        siblings.append(nodes[record.uuid])
+        if record.uuid in nodes:
+            origin = record.origin if record.origin in nodes else None
+            below.setdefault(origin, []).append(record.uuid)
+    roots: list[Fact] = []
+    pending: list[tuple[bytes, list[Fact], int]]
+    pending = [(uuid, roots, 1) for uuid in reversed(below.get(None, []))]
+    while pending:
+        uuid, siblings, level = pending.pop()
+        siblings.append(nodes[uuid])
+        children = below.get(uuid, [])
+        place = (nodes[uuid]["children"], level + 1) if level < MAX_NESTED else (roots, 1)
+        pending += [(child, *place) for child in reversed(children)]
     return {"volumes": roots}
+
+
+def _all_by_name(pool: Pool) -> list[VolumeRecord]:
+    with pool.looking():
+        records = pool.registry.unordered()
+    return by_name(records)
 
 
 def info(pool: Pool, name: str) -> Fact:
     """Say everything about one volume."""
     with pool.looking():
         record = pool.registry.get(name)
-        snapshots = [one.name for one in pool.registry if one.origin == record.uuid]
+        snapshots = [one for one in pool.registry.unordered() if one.origin == record.uuid]
         details = pool.metadata.details(record.dev_id)
         owed = pool.core.reservations.of(record.uuid)
     fact = describe_one(pool, record)
@@ -116,16 +140,15 @@ def info(pool: Pool, name: str) -> Fact:
         "reserve": record.reserve,
         "reserve_free": owed * pool.core.block_size,
         "block_size": pool.core.block_size,
-        "snapshots": snapshots,
-        "labels": record.labels,
+        "snapshots": [one.name for one in by_name(snapshots)],
         "created_in_transaction": details.transaction_id,
     }
 
 
-def export_of(pool: Pool, name: str) -> str:
-    """Return a volume's stable export name. Raises `NoSuchVolume`."""
+def place_of(pool: Pool, name: str) -> Fact:
+    """Say where a volume is exported, and its size, without a walk. Raises `NoSuchVolume`."""
     with pool.looking():
-        return pool.registry.get(name).stable_name
+        return _place(pool.registry.get(name))
 
 
 def find(pool: Pool, uuid: str, generation: int = 0) -> Fact:
@@ -143,9 +166,13 @@ def find(pool: Pool, uuid: str, generation: int = 0) -> Fact:
     if record is None:
         raise NoSuchVolume(f"the volume with uuid {uuid} is gone")
     record.check_generation(generation)
+    return _place(record)
+
+
+def _place(record: VolumeRecord) -> Fact:
     return {
         "name": record.name,
-        "uuid": uuid,
+        "uuid": str(uuids.UUID(bytes=record.uuid)),
         "generation": record.generation,
         "export": record.stable_name,
         "size": record.size,
@@ -191,6 +218,7 @@ def _describe(pool: Pool, record: VolumeRecord) -> Fact:
         "lost": pool.core.ledger.lost(record.uuid),
         "clients": clients,
         "opened_by": pool.openers.of(record.uuid),
+        "labels": record.labels,
     }
 
 

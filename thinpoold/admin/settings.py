@@ -49,7 +49,7 @@ def set_settings(pool: Pool, settings: Mapping[str, Value], volume: str | None =
         changes = volume_settings.parse(settings)
         # With its gate closed, so that no write that has begun ends on a read-only volume.
         with pool.changing(quiet=[volume]) as begin:
-            record = dataclasses.replace(pool.registry.get(volume), **changes)
+            record = volume_settings.changed(pool.registry.get(volume), changes)
             begin()
             pool.put_volume(record)
         return get_settings(pool, volume)

@@ -14,11 +14,12 @@ Thread-safety: any thread.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
 from thinpoold.admin.facts import Fact, describe, describe_one
 from thinpoold.errors import NoSpace, UserError, VolumeExists, VolumeInUse
-from thinpoold.names import MAX_NAME_BYTES
+from thinpoold.names import MAX_NAME_BYTES, written_alike
 from thinpoold.pool import Pool
 from thinpoold.volumes import VolumeRecord, new_record
 
@@ -34,7 +35,9 @@ def snapshot(
     kept, or there is no room for more metadata, `NoMetadataSpace` where the format has none.
     """
     names = [name for _, name in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is None and len(set(map(written_alike, names))) < len(names):
+        twice = next(name for name in names if name != written_alike(name))
     if twice is not None:
         raise VolumeExists(f"{twice!r} is named twice: each snapshot needs a name of its own")
     made = []
@@ -129,7 +132,7 @@ def _check_reservations(pool: Pool, origins: Sequence[VolumeRecord]) -> None:
 
 def _unused_name(pool: Pool, name: str) -> str:
     """Return a name for what a volume held before it was rolled back."""
-    taken = {record.name for record in pool.registry}
+    taken = {record.name for record in pool.registry.unordered()}
     number = 1
     while True:
         ending = f"-before-rollback-{number}"

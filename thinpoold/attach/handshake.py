@@ -81,7 +81,8 @@ def parse_uri(uri: str) -> tuple[Server, str]:
     """
     parts = urlsplit(uri)
     export = unquote(parts.path.removeprefix("/"))
-    path = parse_qs(parts.query).get("socket", [""])[0]
+    # A path need not be UTF-8.
+    path = parse_qs(parts.query, errors="surrogateescape").get("socket", [""])[0]
     if parts.scheme == "nbd+unix" and path:
         return Server(path), export
     if parts.scheme == "nbd" and parts.hostname:

@@ -62,20 +62,20 @@ def attach(paths: PoolPaths, name: str, wanted: Wanted) -> Attachment:
     """Attach a volume of a running pool. Raises ThinPoolError."""
     if not wanted.user:
         require_kernel()
-    info, uri = look_up(paths, name)
+    place, uri = look_up(paths, name)
     # Refuses TLS.
     parse_uri(uri)
     refuse_repeats(_settings(paths, name), wanted.connections)
-    read_only = wanted.read_only or info["read_only"]
+    read_only = wanted.read_only or place["read_only"]
     with records.locked():
         records.clear_stale()
-        _refuse_twice(name, info["uuid"], read_only)
+        _refuse_twice(name, place["uuid"], read_only)
         if wanted.user:
             return fuse.attach(
                 pool=str(paths.directory),
                 volume=name,
-                uuid=info["uuid"],
-                generation=info["generation"],
+                uuid=place["uuid"],
+                generation=place["generation"],
                 uri=uri,
                 read_only=read_only,
                 patience=wanted.patience,
@@ -85,9 +85,9 @@ def attach(paths: PoolPaths, name: str, wanted: Wanted) -> Attachment:
             control_socket=str(paths.control_socket),
             uri=uri,
             volume=name,
-            uuid=info["uuid"],
-            generation=info["generation"],
-            size=info["size"],
+            uuid=place["uuid"],
+            generation=place["generation"],
+            size=place["size"],
             device="",
             block_size=wanted.block_size,
             connections=wanted.connections,
@@ -108,7 +108,7 @@ def require_kernel() -> None:
 
 
 def look_up(paths: PoolPaths, name: str) -> tuple[dict[str, Any], str]:
-    """Return `info` of a volume, and its URI. Raises PoolNotRunning, RemoteError."""
+    """Return what `uri` says of a volume, and its URI. Raises PoolNotRunning, RemoteError."""
     paths.require_pool()
     try:
         client = ControlClient.connect(paths.control_socket, paths.trusted)
@@ -118,10 +118,9 @@ def look_up(paths: PoolPaths, name: str) -> tuple[dict[str, Any], str]:
         wait_for_daemon(server, _DAEMON_SECONDS)
         client = ControlClient.connect(paths.control_socket, paths.trusted)
     with client:
-        info: Any = client.call("info", {"name": name})
         place: Any = client.call("uri", {"name": name})
     # Whoever connects again by it finds this volume with this content, or none.
-    return info, place["stable_uri"]
+    return place, place["stable_uri"]
 
 
 def _settings(paths: PoolPaths, name: str) -> dict[str, Any]:
@@ -342,10 +341,10 @@ def _uuid_of(paths: PoolPaths, name: str) -> str | None:
         with ControlClient.connect(
             paths.control_socket, paths.trusted, timeout=_ASK_SECONDS
         ) as client:
-            info: Any = client.call("info", {"name": name})
+            place: Any = client.call("uri", {"name": name})
+        uuid: str = place["uuid"]
     except (PoolNotRunning, RemoteError, ControlError):
         return None
-    uuid: str = info["uuid"]
     return uuid
 
 

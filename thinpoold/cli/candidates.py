@@ -46,11 +46,12 @@ def candidates(context: click.Context, parameter: click.Parameter, incomplete: s
 def volume_names(pool: str) -> list[str]:
     """Return the names of the volumes of a pool's last commit, in order."""
     from thinpoold.metadata_file import open_store
-    from thinpoold.volumes import TABLE, VolumeRecord
+    from thinpoold.volumes import TABLE, VolumeRecord, by_name
 
     store = open_store(resolve_pool(pool).require_pool().metadata, read_only=True)
     try:
-        return sorted(VolumeRecord.unpack(*record).name for record in store.records(TABLE))
+        found = by_name(VolumeRecord.unpack(*record) for record in store.records(TABLE))
+        return [record.name for record in found]
     finally:
         store.close()
 
@@ -93,7 +94,7 @@ def _settings(context: click.Context, incomplete: str) -> Iterable[str]:
     from thinpoold import settings
 
     if context.params.get("volume"):
-        return ["iops=", "bps=", "read-only=yes", "read-only=no", "allow="]
+        return ["iops=", "bps=", "read-only=yes", "read-only=no", "allow=", "label."]
     values: dict[str, Sequence[str]] = {
         "on_full": settings.ON_FULL,
         "discard": settings.DISCARD,

@@ -9,7 +9,7 @@ from thinpoold.cli import output
 from thinpoold.cli.backend import Backend
 from thinpoold.cli.options import Size, Text, chosen_pool, json_option, pool_argument, verb
 from thinpoold.errors import UserError
-from thinpoold.names import check_name
+from thinpoold.names import check_new_name
 from thinpoold.progress import Progress
 from thinpoold.sizes import MIN_BLOCK_SIZE, check_block_size, check_pool_size
 
@@ -103,7 +103,7 @@ def init(
     with Progress(f"making pool {paths.name}"):
         create_pool(
             paths.directory,
-            name=check_name(paths.name, "pool"),
+            name=check_new_name(paths.name, "pool"),
             size=size,
             data=Path(data) if data is not None else None,
             block_size=block_size,

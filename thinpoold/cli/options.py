@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from thinpoold.control.params import LARGEST
+from thinpoold.errors import InvalidSize
 from thinpoold.names import check_name
 from thinpoold.paths import PoolPaths, resolve_pool
-from thinpoold.sizes import check_any_size, parse_size
+from thinpoold.sizes import parse_size
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -79,20 +81,19 @@ class Name(Text):
 
 
 class Size(Text):
-    """A size, as a count of bytes."""
+    """A size, as a count of bytes. What has a limit the pool knows, and it alone."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         value = super().convert(value, param, ctx)
-        return parse_size(value) if isinstance(value, str) else value
-
-
-class VolumeSize(Size):
-    """A size that some volume may have; the pool knows the exact limit."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return check_any_size(super().convert(value, param, ctx), "volume")
+        if isinstance(value, str):
+            text, value = value, parse_size(value)
+            if value > LARGEST:
+                raise InvalidSize(
+                    f"size {text[:40]} is over the format's limit: all sizes are below 8E"
+                )
+        return value
 
 
 def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:

@@ -3,6 +3,7 @@
 Text is aligned by the cells it takes in a terminal, not by characters. Pure but for `emit`.
 """
 
+import contextlib
 import json
 import shutil
 import sys
@@ -22,18 +23,35 @@ _LEAST = 12
 
 
 def emit(text: str) -> None:
-    """Print to stdout."""
-    click.echo(text)
+    """Print to stdout. Raises OSError, which names stdout, where it cannot be written."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise unwritten(error) from None
+
+
+def unwritten(error: OSError) -> OSError:
+    """Return what says that a command has done its work, and could not tell."""
+    done = f"{error.strerror}; the answer is lost, but what was asked for is done"
+    return OSError(error.errno, done, "stdout")
 
 
 def emit_json(document: Any) -> None:
     """Print one JSON document to stdout."""
-    click.echo(json.dumps(document, indent=2))
+    emit(json.dumps(document, indent=2))
 
 
 def note(text: str) -> None:
-    """Print a message, to stderr."""
-    click.echo(f"thinpool: {text}", err=True)
+    """Print a message of this program, to stderr."""
+    message(f"thinpool: {text}")
+
+
+def message(text: str) -> None:
+    """Print to stderr. What cannot be written there changes nothing of what a command does."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 def table(

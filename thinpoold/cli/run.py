@@ -4,6 +4,7 @@ The one place that does. 0 is done, 1 refused or failed, 2 wrong usage; 130 for 
 141 for a reader that went away, as shells have it. THINPOOL_DEBUG=1 shows tracebacks.
 """
 
+import io
 import os
 import sys
 import traceback
@@ -12,6 +13,7 @@ from typing import NoReturn
 
 import click
 
+from thinpoold.cli import output, streams
 from thinpoold.control.codes import CODES, one_line
 from thinpoold.errors import DONE, REFUSED, USAGE
 
@@ -24,16 +26,19 @@ _MEANT = frozenset(name for code in CODES for name in code.types)
 def run(command: click.Command, argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command with `argv`, or the process's, and exit."""
     name = command.name or "thinpool"
+    streams.fill()
     # Names may be any UTF-8; what a terminal cannot show must not become a traceback.
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = _run(command, name, argv)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # The interpreter flushes stdout once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = PIPE_CLOSED
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        broken = isinstance(error, BrokenPipeError)
+        status = PIPE_CLOSED if broken else _fail(name, one_line(output.unwritten(error)), REFUSED)
     sys.exit(status)
 
 
@@ -45,7 +50,7 @@ def _run(command: click.Command, name: str, argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        output.message(error.format_message())
         return USAGE
     except click.UsageError as error:
         _debug()
@@ -80,7 +85,7 @@ def _line(error: Exception) -> str:
 
 
 def _fail(name: str, line: str, status: int) -> int:
-    click.echo(f"{name}: {line}", err=True)
+    output.message(f"{name}: {line}")
     return status
 
 

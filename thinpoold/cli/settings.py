@@ -13,7 +13,6 @@ from thinpoold.cli.options import Name, Size, Text, chosen_pool, json_option, ve
 from thinpoold.errors import InvalidSetting
 from thinpoold.progress import Progress
 from thinpoold.settings import parse
-from thinpoold.sizes import check_any_size
 
 _volume_option = click.option("--volume", metavar="VOL", type=Name(), help="A volume's settings.")
 
@@ -47,12 +46,14 @@ def set_(words: tuple[str, ...], volume: str | None, pool: str | None, as_json: 
       read-only=yes|no          writes fail from now on; or may be made by who opens it anew
       allow=anyone|RULE,...     who may open it: user:NAME, group:NAME (by a Unix socket),
                                 net:ADDR/BITS, tls; one that fits is enough
+      label.KEY=TEXT            a label, for you and your scripts; without TEXT it goes
 
     \b
     Examples:
       thinpool -p mypool set on-full=error low-water=5%
       thinpool -p mypool set --volume disk iops=1000 bps=50M
       thinpool -p mypool set --volume disk allow=user:backup,net:192.0.2.0/24
+      thinpool -p mypool set --volume disk label.owner=ann label.tier=
 
     Exit status: 0 changed, durably; 1 refused (no such setting, a bad value) or failed.
     """
@@ -104,7 +105,6 @@ def grow(size: int, pool: str | None, as_json: bool) -> None:
 
     Exit status: 0 grown, durably; 1 refused (a bad size, smaller than now) or failed.
     """
-    check_any_size(size, "pool")
     paths = chosen_pool(pool)
     with Progress(f"growing pool {paths.name}"):
         answer = Backend(paths).call("grow", size=size)
@@ -125,7 +125,7 @@ def _refuse_repeats(backend: Backend, given: dict[str, str], volume: str | None)
         from thinpoold import volume_settings
 
         changes = volume_settings.parse(given)
-        uuid = backend.call("info", name=volume)["uuid"]
+        uuid = backend.call("uri", name=volume)["uuid"]
         there = [one for one in there if one.uuid == uuid]
     if guard.SLOW & changes.keys():
         now = backend.call("get", volume=volume)["settings"]
@@ -141,7 +141,7 @@ def _split(words: tuple[str, ...]) -> dict[str, str]:
             raise click.UsageError(
                 f"'{word}' is not KEY=VALUE", click.get_current_context(silent=True)
             )
-        name = key.replace("-", "_")
+        name = settings.key_of(key)
         if name in seen:
             raise InvalidSetting(f"setting {key} is given twice: give it once")
         seen.add(name)
@@ -149,14 +149,14 @@ def _split(words: tuple[str, ...]) -> dict[str, str]:
     return given
 
 
-def _chosen(settings: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+def _chosen(there: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     chosen = {}
     for key in keys:
-        name = key.replace("-", "_")
-        if name not in settings:
-            known = ", ".join(one.replace("_", "-") for one in settings)
+        name = settings.key_of(key)
+        if name not in there:
+            known = ", ".join(map(settings.name_of, there))
             raise InvalidSetting(f"no setting {key[:40]!r}: there are {known}")
-        chosen[name] = settings[name]
+        chosen[name] = there[name]
     return chosen
 
 
@@ -169,4 +169,4 @@ def _show(answer: dict[str, Any], as_json: bool, volume: str | None) -> None:
     else:
         from thinpoold.volume_settings import as_text
     for name, value in answer["settings"].items():
-        output.emit(f"{name.replace('_', '-')}={as_text(name, value)}")
+        output.emit(f"{settings.name_of(name)}={as_text(name, value)}")

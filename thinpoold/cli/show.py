@@ -7,31 +7,44 @@ import click
 from thinpoold.attach.records import attachments
 from thinpoold.cli import output
 from thinpoold.cli.backend import Backend
-from thinpoold.cli.options import Name, chosen_pool, json_option, verb
+from thinpoold.cli.options import Name, Text, chosen_pool, json_option, verb
 from thinpoold.paths import PoolPaths
 
 # `list` names so many clients of a volume; `info` names all.
 _LISTED = 2
+# `tree` indents so many levels, and numbers those that are deeper.
+_MOST_INDENTED = 16
 
 
 @verb("list")
+@click.option(
+    "--label",
+    "labels",
+    metavar="KEY[=TEXT]",
+    multiple=True,
+    type=Text(),
+    help="Only volumes with this label. May be given more than once: all must be there.",
+)
 @json_option
-def list_(pool: str | None, as_json: bool) -> None:
+def list_(labels: tuple[str, ...], pool: str | None, as_json: bool) -> None:
     """List the volumes of a pool.
 
     MAPPED is what a volume has written or shares, EXCLUSIVE what only it uses and deleting it
     would free. OPEN BY names the clients: a process, its id and user, or an address; xN for N
     connections. ATTACHED says which device of this machine it is, and where that is mounted.
+    LABELS are what 'thinpool set --volume VOL label.KEY=TEXT' has said.
 
     \b
     Examples:
       thinpool -p mypool list
       thinpool -p mypool list --json    sizes in bytes
+      thinpool -p mypool list --label owner=ann --label tier
 
     Exit status: 0 listed; 1 failed.
     """
     paths = chosen_pool(pool)
     answer = Backend(paths).call("list")
+    answer["volumes"] = [one for one in answer["volumes"] if _has(one.get("labels", {}), labels)]
     _add_attached(paths, answer["volumes"])
     if as_json:
         output.emit_json(answer)
@@ -46,6 +59,12 @@ def list_(pool: str | None, as_json: bool) -> None:
             (*row, _attached(volume["attached"]))
             for row, volume in zip(rows, answer["volumes"], strict=True)
         ]
+    if any(volume.get("labels") for volume in answer["volumes"]):
+        header = (*header, "LABELS")
+        rows = [
+            (*row, _value("labels", volume.get("labels")))
+            for row, volume in zip(rows, answer["volumes"], strict=True)
+        ]
     output.emit(output.table(header, rows, right=(1, 2, 3), cut=(0, 5)))
 
 
@@ -53,6 +72,10 @@ def list_(pool: str | None, as_json: bool) -> None:
 @json_option
 def tree(pool: str | None, as_json: bool) -> None:
     """Show who was snapshotted from whom, with sizes.
+
+    Below 16 levels the lines are indented no further, and each says in brackets how deep it lies.
+    --json nests at most 100 levels: a volume below them stands with those without an origin, and
+    its `origin` says where it belongs.
 
     \b
     Example:
@@ -64,8 +87,7 @@ def tree(pool: str | None, as_json: bool) -> None:
     if as_json:
         output.emit_json(answer)
         return
-    rows: list[tuple[str, ...]] = []
-    _grow_tree(answer["volumes"], "", rows, top=True)
+    rows = _tree_rows(_flat(answer["volumes"]))
     header = ("NAME", "SIZE", "MAPPED", "EXCLUSIVE")
     output.emit(output.table(header, rows, right=(1, 2, 3)))
 
@@ -110,7 +132,8 @@ def uri(volume: str, stable: bool, pool: str | None, as_json: bool) -> None:
 
     Exit status: 0 printed; 1 no such volume, or failed.
     """
-    answer = Backend(chosen_pool(pool)).call("uri", name=volume)
+    place = Backend(chosen_pool(pool)).call("uri", name=volume)
+    answer = {key: place[key] for key in ("uri", "stable_uri")}
     if as_json:
         output.emit_json(answer)
     else:
@@ -130,11 +153,22 @@ def _row(volume: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _has(labels: dict[str, str], wanted: tuple[str, ...]) -> bool:
+    """Whether all that is wanted, KEY or KEY=TEXT, is among a volume's labels."""
+    for word in wanted:
+        key, equals, text = word.partition("=")
+        if key not in labels or (equals and labels[key] != text):
+            return False
+    return True
+
+
 def _add_attached(paths: PoolPaths, volumes: list[dict[str, Any]]) -> None:
     """Add to each volume what this machine has attached of it."""
-    there = attachments(paths.directory)
+    facts: dict[str, list[dict[str, Any]]] = {}
+    for one in attachments(paths.directory):
+        facts.setdefault(one.uuid, []).append(one.fact())
     for volume in volumes:
-        volume["attached"] = [one.fact() for one in there if one.uuid == volume["uuid"]]
+        volume["attached"] = facts.get(volume["uuid"], [])
 
 
 def _attached(facts: list[dict[str, Any]]) -> str:
@@ -162,17 +196,41 @@ def _client(client: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-def _grow_tree(
-    volumes: list[dict[str, Any]], indent: str, rows: list[tuple[str, ...]], *, top: bool = False
-) -> None:
-    lines = ("├─ ", "└─ ", "│  ") if output.can_print("├└│─") else ("|- ", "`- ", "|  ")
-    for place, volume in enumerate(volumes):
-        last = place == len(volumes) - 1
-        branch = "" if top else lines[1] if last else lines[0]
+def _flat(volumes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return all volumes of a tree, those of one origin in their order."""
+    found = []
+    pending = list(reversed(volumes))
+    while pending:
+        found.append(pending.pop())
+        pending += reversed(found[-1]["children"])
+    return found
+
+
+def _tree_rows(volumes: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the rows of a tree: each volume below its origin, with a branch that leads there."""
+    branch, last_branch, trunk = ("├─ ", "└─ ", "│  ")
+    if not output.can_print("├└│─"):
+        branch, last_branch, trunk = ("|- ", "`- ", "|  ")
+    names = {volume["name"] for volume in volumes}
+    below: dict[str | None, list[dict[str, Any]]] = {}
+    for volume in volumes:
+        below.setdefault(volume["origin"] if volume["origin"] in names else None, []).append(volume)
+    rows = []
+    # Volume, how deep it lies, what stands before it, and before those below it.
+    pending = [(volume, 0, "", "") for volume in reversed(below.get(None, []))]
+    while pending:
+        volume, depth, before, indent = pending.pop()
         sizes = (output.size(volume[key]) for key in ("size", "mapped", "exclusive"))
-        rows.append((indent + branch + volume["name"], *sizes))
-        below = "" if top else "   " if last else lines[2]
-        _grow_tree(volume["children"], indent + below, rows)
+        rows.append((before + volume["name"], *sizes))
+        children = below.get(volume["name"], [])
+        for place, child in enumerate(reversed(children)):
+            here = last_branch if place == 0 else branch
+            onward = indent + ("   " if place == 0 else trunk)
+            if depth >= _MOST_INDENTED:
+                # A line for each of thousands of levels must not be as long as there are levels.
+                here, onward = f"[{depth + 1}] {here}", indent
+            pending.append((child, depth + 1, indent + here, onward))
+    return rows
 
 
 _SIZES = frozenset({"size", "mapped", "exclusive", "reserve", "shared", "block_size"})

@@ -11,7 +11,6 @@ from thinpoold.cli.backend import Backend
 from thinpoold.cli.options import (
     Name,
     Size,
-    VolumeSize,
     chosen_pool,
     json_option,
     pairs,
@@ -24,7 +23,7 @@ from thinpoold.sizes import SECTOR
 
 @verb("create")
 @click.argument("volume", metavar="VOL", type=Name())
-@click.argument("size", metavar="SIZE", type=VolumeSize())
+@click.argument("size", metavar="SIZE", type=Size())
 @click.option("--read-only", is_flag=True, help="Clients may only read it.")
 @click.option("--reserve", metavar="SIZE", type=Size(), default=0, help="Space kept free for it.")
 @click.option("--force", is_flag=True, help="Take a name that clients have another volume by.")
@@ -87,7 +86,7 @@ def snapshot(
 
 @verb("resize")
 @click.argument("volume", metavar="VOL", type=Name())
-@click.argument("size", metavar="SIZE", type=VolumeSize())
+@click.argument("size", metavar="SIZE", type=Size())
 @click.option("--shrink", is_flag=True, help="Allow a smaller size: what is cut off is discarded.")
 @click.option("--force", is_flag=True, help="Also under a client that may come back.")
 @json_option
@@ -208,9 +207,9 @@ def _refuse_attached(
     if not any_attached(paths.directory):
         return
     for name in names:
-        info = Backend(paths).call("info", name=name)
-        if smaller_than is None or smaller_than < info["size"]:
-            refuse_attached(paths.directory, name, info["uuid"])
+        place = Backend(paths).call("uri", name=name)
+        if smaller_than is None or smaller_than < place["size"]:
+            refuse_attached(paths.directory, name, place["uuid"])
 
 
 def _tell(answer: Any, as_json: bool, line: str) -> None:

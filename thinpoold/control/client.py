@@ -29,6 +29,20 @@ MAX_ANSWER = 256 << 20
 _RECEIVE = 64 << 10
 
 
+class OtherVersion(ControlError):  # noqa: N818 - what happened, not that it is an error
+    """The daemon does not say what this version of the program wants to know."""
+
+
+class Answer(dict[str, Json]):
+    """An object in an answer. Asked for what the daemon did not say, it tells why that may be."""
+
+    def __missing__(self, key: str) -> Json:
+        raise OtherVersion(
+            f"the pool's daemon does not say {key!r}: it is of another version than this program; "
+            "'thinpool stop' and 'thinpool start' bring it to this one"
+        )
+
+
 class ControlClient:
     """A connection to the daemon of a running pool."""
 
@@ -105,7 +119,7 @@ class ControlClient:
         except OSError as error:
             raise ControlError(f"the daemon went away: {error.strerror}; see its log") from None
         try:
-            return jsonrpc.parse_response(line, request_id)
+            return jsonrpc.parse_response(line, request_id, Answer)
         except RpcError as error:
             raise from_rpc(error) from None
         except ValueError as error:

@@ -75,19 +75,26 @@ def parse(line: bytes) -> Message:
     return Message(tuple(_request(item) for item in document), batch=True)
 
 
-def decode(line: bytes) -> Json:
+def decode(line: bytes, kind: type[dict[str, Json]] = dict) -> Json:
     """Return the JSON document of a line; raise ValueError with a short reason if it is none.
 
     Stricter than the json module where that takes what JSON is not: NaN and infinities, and one
-    key twice in an object.
+    key twice in an object. Objects become dictionaries of this kind.
     """
+
+    def object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+        result = kind(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("one key twice in an object")
+        return result
+
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     try:
         return json.loads(
-            text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_object
+            text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=object_of
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -104,13 +111,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError("a number too large")
     return value
-
-
-def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("one key twice in an object")
-    return result
 
 
 def _request(document: Json) -> Request | RpcError:
@@ -159,12 +159,12 @@ def join(responses: list[bytes], batch: bool) -> bytes:
     return b"[" + b",".join(responses) + b"]\n" if batch else responses[0] + b"\n"
 
 
-def parse_response(line: bytes, request_id: int) -> Json:
-    """Return the result in a response to `request_id`.
+def parse_response(line: bytes, request_id: int, kind: type[dict[str, Json]] = dict) -> Json:
+    """Return the result in a response to `request_id`, its objects dictionaries of this kind.
 
     Raises RpcError when the response carries one, ValueError when it is no response to it.
     """
-    document = decode(line)
+    document = decode(line, kind)
     if not isinstance(document, dict) or document.get("jsonrpc") != VERSION:
         raise ValueError("no JSON-RPC 2.0 response")
     error = document.get("error")

@@ -106,11 +106,12 @@ def _commit(host: Host, params: Params) -> Result:
 def _uri(host: Host, params: Params) -> Result:
     from thinpoold import admin
 
-    name = params["name"]
-    stable = admin.export_of(host.pool, name=name)
+    place = admin.place_of(host.pool, name=params["name"])
+    stable = str(place.pop("export"))
     return {
-        "uri": volume_uri(host.server_uri, name),
+        "uri": volume_uri(host.server_uri, str(place["name"])),
         "stable_uri": volume_uri(host.server_uri, stable),
+        **place,
     }
 
 
@@ -229,20 +230,22 @@ METHODS: dict[str, Method] = {
             "that was answered is lost: see `accept-loss`), `clients` (how many "
             "connections), `opened_by`: for each client `pid`, `command`, `uid` and `user` of its "
             "process (null over a network), `address` (null at a Unix socket), `tls`, `read_only`, "
-            "`connections`, `since`; what is not known is null",
+            "`connections`, `since`; what is not known is null; `labels`, texts by their keys",
             _admin("list_volumes"),
         ),
         Method(
             "tree",
             "Say who was snapshotted from whom.",
-            "`volumes`: those without an origin, as `list` has them, each with `children`, nested",
+            "`volumes`: those without an origin, as `list` has them, each with `children`, nested; "
+            "one that lies below 100 levels stands with those without an origin, and says by its "
+            "`origin` where it belongs",
             _admin("tree"),
         ),
         Method(
             "info",
             "Say everything about one volume.",
             f"{_VOLUME}, and `shared`, `reserve`, `reserve_free` (bytes), `block_size`, "
-            "`snapshots` (names), `labels`, `created_in_transaction`",
+            "`snapshots` (names), `created_in_transaction`",
             _admin("info"),
             (_NAME,),
         ),
@@ -250,7 +253,8 @@ METHODS: dict[str, Method] = {
             "uri",
             "Say where NBD clients find a volume.",
             "`uri`, by its name, and `stable_uri`, which never is another volume's, nor of this "
-            "volume with another content: for clients that connect again by themselves",
+            "volume with another content: for clients that connect again by themselves; `name`, "
+            "`uuid`, `generation`, `size`, `read_only`",
             _uri,
             (_NAME,),
         ),

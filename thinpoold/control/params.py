@@ -10,7 +10,8 @@ from typing import Final
 
 from thinpoold.control.jsonrpc import INVALID_PARAMS, Json, RpcError
 
-_LARGEST = (1 << 63) - 1
+# What an integer of JSON is everywhere.
+LARGEST = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def _is_text(value: Json) -> bool:
 
 def _is_bytes(value: Json) -> bool:
     # bool is an int to Python, and never a size.
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _is_flag(value: Json) -> bool:

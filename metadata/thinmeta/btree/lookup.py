@@ -114,6 +114,19 @@ def leaves(tm: TransactionManager, root: int, begin: int, end: int) -> Iterator[
             stack.extend((child, shared) for child in reversed(children))
 
 
+def last_key(tm: TransactionManager, root: int) -> int | None:
+    """The highest key, or None of an empty tree."""
+    block = root
+    while True:
+        words = (tm.owned.get(block) or tm.read(block, Kind.NODE)).words
+        entries = words[ENTRIES_WORD] & U32
+        if not entries:
+            return None
+        if words[0] >> 32 == LEAF:
+            return words[KEYS_WORD + entries - 1]
+        block = words[VALUES_WORD + entries - 1]
+
+
 def prefetch(tm: TransactionManager, root: int, begin: int, end: int) -> None:
     """Bring the nodes that hold the keys begin..end-1 into the cache, as far as it has room."""
     level = [root]

@@ -90,6 +90,15 @@ class Tree(Generic[V]):
         """The leaves with keys in begin..end-1; the tree must not change meanwhile."""
         return lookup.leaves(self._tm, root, begin, end)
 
+    def last_key(self, root: int) -> int | None:
+        """The highest key, or None of an empty tree."""
+        return lookup.last_key(self._tm, root)
+
+    def keys(self, root: int, begin: int = 0) -> Iterator[int]:
+        """The keys from `begin` on, ascending; the tree must not change meanwhile."""
+        for leaf, first, last, _shared in self.leaves(root, begin):
+            yield from leaf.words[KEYS_WORD + first : KEYS_WORD + last].tolist()
+
     def items(self, root: int, begin: int = 0, end: int = MAX_KEY + 1) -> Iterator[tuple[int, V]]:
         """Keys and values in begin..end-1, ascending; the tree must not change meanwhile."""
         layout = self._values.layout

@@ -306,7 +306,7 @@ def _open_env(path: Path, create: bool, read_only: bool, map_size: int) -> Any:
             raise StoreError(errno.ENOENT, f"there is no {path}")
         allocate_lock(path, _MAX_READERS)
         return lmdb.open(
-            str(path),
+            os.fsencode(path),
             subdir=False,
             create=create,
             mode=0o600,

@@ -128,7 +128,7 @@ def verify_pages(path: Path) -> list[str]:
 def _held(path: Path) -> Iterator[None]:
     """Keep LMDB from reusing the last commit's pages; looks at meta pages alone."""
     try:
-        env = lmdb.open(str(path), subdir=False, readonly=True, create=False)
+        env = lmdb.open(os.fsencode(path), subdir=False, readonly=True, create=False)
     except lmdb.Error:
         # Open in this process, or so damaged that it cannot be.
         yield

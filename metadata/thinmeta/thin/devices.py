@@ -1,7 +1,10 @@
 """Thin devices: their roots and details, in memory while they are used.
 
-Invariant: a device's root and details on disk may lag behind those in memory until `save`, which
-every commit calls first.  Devices are added and removed on disk at once.
+Invariants
+
+1. A device's root and details on disk may lag behind those in memory until `save`, which every
+   commit calls first.  Devices are added and removed on disk at once.
+2. What a new device costs does not grow with the number of devices.
 
 Thread safety: the caller holds the metadata lock.
 """
@@ -11,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thinmeta.btree import Tree
-from thinmeta.errors import AlreadyExists, Corrupt, NotFound
+from thinmeta.errors import AlreadyExists, Corrupt, NoMetadataSpace, NotFound
 from thinmeta.format.values import MAX_DEVICE_ID, DeviceDetails
 from thinmeta.thin.values import DetailsValues, RootValues
 from thinmeta.transaction import TransactionManager
@@ -48,11 +51,24 @@ class Devices:
         self._loaded: dict[int, Device] = {}
         self._own: set[int] = set()
         self._highest_removed = -1
+        # How many devices there are, None until somebody asks; and an id below which none is free.
+        self._count: int | None = None
+        self._none_free_below = 0
         self._changed: set[int] = set()
 
     def ids(self) -> list[int]:
         """All device ids, ascending."""
-        return [dev_id for dev_id, _ in self._details.items(self.details)]
+        return list(self._details.keys(self.details))
+
+    def check_room(self, count: int) -> None:
+        """Raise `NoMetadataSpace` unless there are ids for so many devices more."""
+        if self._highest() + count <= MAX_DEVICE_ID:
+            # There is room above all of them: nobody need count.
+            return
+        if self._count is None:
+            self._count = len(self.ids())
+        if self._count + count > MAX_DEVICE_ID + 1:
+            raise NoMetadataSpace(f"the format allows {MAX_DEVICE_ID + 1} volumes in a pool")
 
     def unused_id(self) -> int:
         """An id above all in use, or the first free one.  Raises `AlreadyExists` if none is.
@@ -60,14 +76,24 @@ class Devices:
         It is above those that were removed, too: until the commit an id may still mean its former
         device to whoever noted it.
         """
-        taken = self.ids()
-        highest = max(taken[-1] if taken else -1, self._highest_removed)
-        if highest < MAX_DEVICE_ID:
-            return highest + 1
-        free = set(range(MAX_DEVICE_ID + 1)).difference(taken)
-        if not free:
+        highest = max(self._highest(), self._highest_removed)
+        return highest + 1 if highest < MAX_DEVICE_ID else self._first_free()
+
+    def _highest(self) -> int:
+        """The highest id in use, or -1."""
+        last = self._details.last_key(self.details)
+        return -1 if last is None else last
+
+    def _first_free(self) -> int:
+        free = self._none_free_below
+        for dev_id in self._details.keys(self.details, free):
+            if dev_id != free:
+                break
+            free += 1
+        self._none_free_below = free
+        if free > MAX_DEVICE_ID:
             raise AlreadyExists("all device ids are in use")
-        return min(free)
+        return free
 
     def get(self, dev_id: int) -> Device:
         """The device, for reading.  Raises `NotFound`."""
@@ -91,6 +117,7 @@ class Devices:
         self.check_unused(device.dev_id)
         self.roots = self._roots.insert(self.roots, device.dev_id, device.root)
         self.details = self._details.insert(self.details, device.dev_id, device.details())
+        self._count = self._count + 1 if self._count is not None else None
         self._loaded[device.dev_id] = device
         self._own.add(device.dev_id)
 
@@ -100,6 +127,8 @@ class Devices:
         self.roots = self._roots.remove(self.roots, dev_id)
         self.details = self._details.remove(self.details, dev_id)
         self._highest_removed = max(self._highest_removed, dev_id)
+        self._count = self._count - 1 if self._count is not None else None
+        self._none_free_below = min(self._none_free_below, dev_id)
         self._loaded.pop(dev_id)
         self._own.discard(dev_id)
         self._changed.discard(dev_id)

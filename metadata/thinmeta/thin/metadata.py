@@ -32,7 +32,6 @@ from thinmeta.errors import NoMetadataSpace
 from thinmeta.format.block import Kind
 from thinmeta.format.superblock import SUPERBLOCK_BLOCK, Superblock
 from thinmeta.format.values import (
-    MAX_DEVICE_ID,
     MAX_TIME,
     TIME_BITS,
     DeviceDetails,
@@ -125,8 +124,8 @@ class ThinMetadata(Facts):
         """Raise `NoMetadataSpace` unless the format has room for so many more of each."""
         if self._time + snapshots > MAX_TIME:
             raise NoMetadataSpace(f"the format allows {MAX_TIME} snapshots in a pool's life")
-        if devices and len(self._devices.ids()) + devices > MAX_DEVICE_ID + 1:
-            raise NoMetadataSpace(f"the format allows {MAX_DEVICE_ID + 1} volumes in a pool")
+        if devices:
+            self._devices.check_room(devices)
 
     def make_room(self) -> bool:
         """Have room in the store for some commits that delete or discard; False if there is none.

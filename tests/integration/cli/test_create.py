@@ -84,3 +84,19 @@ def test_wrong_usage(rig: PoolRig) -> None:
     wrong_usage(rig, "create", "x", "1M", "--nope", says="no such option '--nope'")
     wrong_usage(rig, "create", "x", "1M", "--reserve", says="an argument; see 'thinpool create --h")
     assert "x" not in rig.volumes()
+
+
+@pytest.mark.parametrize("size", ["65P", "4E", "5E"])
+def test_one_limit_is_told_whatever_is_over_it(rig: PoolRig, size: str) -> None:
+    refused(
+        rig, "create", "large", size, says="over the format's limit: a volume has 512 bytes to 64P"
+    )
+    rig.create(f"small-{size}", "1M")
+    refused(rig, "resize", f"small-{size}", size, says="a volume has 512 bytes to 64P")
+
+
+def test_a_size_that_no_integer_holds_is_refused(rig: PoolRig) -> None:
+    refused(rig, "create", "large", "8E", says="over the format's limit: all sizes are below 8E")
+    refused(
+        rig, "create", "large", "9" * 40, says="over the format's limit: all sizes are below 8E"
+    )

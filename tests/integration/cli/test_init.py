@@ -1,6 +1,7 @@
 """thinpool init."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,27 @@ def test_wrong_usage(fresh: PoolRig) -> None:
     del fresh.env["THINPOOL_POOL"]
     wrong_usage(fresh, "init", "--size", "1G", says="which pool?")
     assert not fresh.directory.exists()
+
+
+def test_pools_lie_below_directories_whose_names_are_no_utf8(
+    new_pool: Callable[..., PoolRig], tmp_path: Path
+) -> None:
+    directory = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
+    directory.mkdir()
+    rig = new_pool(directory=directory / "p", data=str(directory / "data"))
+    rig.create("v", "1M")
+    assert "%FF%FE" in rig.uri("v")
+    with rig.connect("v") as client:
+        client.write(0, b"x" * 512)
+        client.flush()
+    rig.kill()
+    rig.start()
+    with rig.connect("v") as client:
+        assert client.read(0, 512) == b"x" * 512
+    assert rig.status()["data"]["path"] == str(directory / "data")
+    rig.stop()
+    assert rig.volumes()["v"]["mapped"] == 64 << 10
+    # A pool's own name is shown to people, and typed by them.
+    done = rig.run("init", str(directory), "--size", "1M")
+    assert done.returncode == 1
+    assert "not valid UTF-8" in done.stderr

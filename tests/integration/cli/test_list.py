@@ -27,6 +27,7 @@ FIELDS = {
     "mapped",
     "exclusive",
     "origin",
+    "labels",
     "created",
     "read_only",
     "clients",
@@ -107,3 +108,34 @@ def test_the_pool_may_be_named_before_or_after_the_verb(rig: PoolRig) -> None:
         wrong_usage(rig, "-p", "x", "list", "-p", "y", says="which pool, x or y?")
     finally:
         rig.env["THINPOOL_POOL"] = str(rig.directory)
+
+
+def test_volumes_are_chosen_by_their_labels(rig: PoolRig) -> None:
+    for name, labels in {
+        "la": ["label.owner=ann", "label.tier=1"],
+        "lb": ["label.owner=bob"],
+        "lc": ["label.owner=ann=bob"],
+    }.items():
+        rig.create(name, "1M")
+        rig.cli("set", "--volume", name, *labels)
+
+    def listed(*words: str) -> list[str]:
+        return [one["name"] for one in rig.json("list", *words)["volumes"]]
+
+    assert listed("--label", "owner") == ["la", "lb", "lc"]
+    assert listed("--label", "owner=ann") == ["la"]
+    assert listed("--label", "owner=ann=bob") == ["lc"]
+    assert listed("--label", "owner", "--label", "tier=1") == ["la"]
+    assert listed("--label", "tier=") == []
+    header, row = rig.cli("list", "--label", "tier").splitlines()
+    assert header.split()[-1] == "LABELS"
+    assert row.endswith("owner=ann, tier=1")
+    rig.delete("la", "lb", "lc")
+
+
+def test_s2_stands_before_s10(rig: PoolRig) -> None:
+    rig.create("s1", "1M")
+    rig.snapshot("s1", "s10", "s1", "s9", "s1", "s2")
+    names = [one for one in rig.volumes() if one in ("s1", "s2", "s9", "s10")]
+    assert names == ["s1", "s2", "s9", "s10"]
+    assert [row.split()[0] for row in rig.cli("list").splitlines()[1:]] == [*rig.volumes()]

@@ -150,3 +150,46 @@ def test_what_is_attached_with_several_connections_must_not_have_to_wait(
     set_("--volume", "v", "iops=1")
     rig.cli("set", "full-timeout=60")
     rig.cli("delete", "v", "w")
+
+
+def test_labels(rig: PoolRig) -> None:
+    rig.create("labelled", "1M")
+    out = rig.cli("set", "--volume", "labelled", "label.owner=Ann O=1", "label.a-b_c.d=2", "iops=9")
+    assert out.splitlines()[-2:] == ["label.a-b_c.d=2", "label.owner=Ann O=1"]
+    assert rig.json("info", "labelled")["labels"] == {"owner": "Ann O=1", "a-b_c.d": "2"}
+    assert "labels                  a-b_c.d=2, owner=Ann O=1" in rig.cli("info", "labelled")
+    assert rig.cli("get", "--volume", "labelled", "label.a-b_c.d") == "label.a-b_c.d=2\n"
+    rig.cli("set", "--volume", "labelled", "label.a-b_c.d=", "label.x=\u00fc")
+    rig.cli("rename", "labelled", "renamed")
+    assert rig.json("info", "renamed")["labels"] == {"owner": "Ann O=1", "x": "\u00fc"}
+    rig.snapshot("renamed", "of-labelled")
+    assert rig.json("info", "of-labelled")["labels"] == {}
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("label.=x", "no key of a label"),
+        ("label.a b=x", "no key of a label"),
+        ("label.-a=x", "no key of a label"),
+        (f"label.{'k' * 64}=x", "no key of a label"),
+        ("label.a=x\ny", "control characters"),
+        ("label.a=x\u202ey", "invisible"),
+        (f"label.a={'x' * 256}", "255 bytes"),
+        ("lable.a=x", "no setting 'lable.a': there are iops, bps, read-only, allow, label.KEY"),
+    ],
+)
+def test_bad_labels_change_nothing(rig: PoolRig, word: str, says: str) -> None:
+    if "badly" not in rig.volumes():
+        rig.create("badly", "1M")
+    before = rig.json("info", "badly")
+    refused(rig, "set", "--volume", "badly", "label.ok=1", word, says=says)
+    assert rig.json("info", "badly") == before
+
+
+def test_labels_have_a_bound(rig: PoolRig) -> None:
+    rig.create("many", "1M")
+    rig.cli("set", "--volume", "many", *(f"label.k{number}=v" for number in range(64)))
+    refused(rig, "set", "--volume", "many", "label.more=v", says="65 labels: at most 64")
+    rig.cli("set", "--volume", "many", "label.k7=", "label.more=v")
+    assert len(rig.json("info", "many")["labels"]) == 64

@@ -1,5 +1,6 @@
 """thinpool tree."""
 
+from collections.abc import Callable
 from typing import Any
 
 from tests.support.pools import PoolRig
@@ -36,3 +37,18 @@ def test_sizes_are_shown(rig: PoolRig) -> None:
     assert next(row for row in rows if row.startswith("d ")).split() == ["d", "3M", "0", "0"]
     entry = next(one for one in rig.json("tree")["volumes"] if one["name"] == "d")
     assert (entry["size"], entry["mapped"]) == (3 << 20, 0)
+
+
+def test_a_long_chain_of_snapshots_is_shown(new_pool: Callable[..., PoolRig]) -> None:
+    pool = new_pool()
+    with pool.rpc() as rpc:
+        rpc.call("create", name="s0", size=1 << 20)
+        for number in range(1, 520):
+            rpc.call("snapshot", pairs=[[f"s{number - 1}", f"s{number}"]])
+    for _ in ("running", "stopped"):
+        rows = pool.cli("tree").splitlines()[1:]
+        assert [row.split()[-4] for row in rows] == [f"s{number}" for number in range(520)]
+        assert max(map(len, rows)) < 120
+        assert names(pool.json("tree")["volumes"]).keys() == {f"s{n}" for n in range(0, 520, 100)}
+        if pool.running:
+            pool.stop()

@@ -1,13 +1,16 @@
 """A verb goes to the daemon when one answers, else into the pool opened here under its lock."""
 
+import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from thinpoold import lock
+from thinpoold.attach import verbs
 from thinpoold.cli import backend
 from thinpoold.cli.backend import Backend
 from thinpoold.control import jsonrpc
@@ -108,3 +111,33 @@ def test_no_pool(tmp_path: Path) -> None:
     with pytest.raises(NoSuchPool):
         Backend(pool_paths(tmp_path)).call("list")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ({"uri": "nbd://"}, lambda answer: answer["stable_uri"]),
+        ({"memory": {"resident": 1}}, lambda answer: answer["memory"]["bounds"]),
+        ({"volumes": [{"name": "v"}]}, lambda answer: answer["volumes"][0]["opened_by"]),
+    ],
+)
+def test_what_an_older_daemon_does_not_say_is_one_clear_line(
+    paths: PoolPaths, said: Any, wanted: Callable[[Any], object]
+) -> None:
+    server = ControlServer(
+        paths.control_socket, lambda line: jsonrpc.encode_result(1, said) + b"\n"
+    )
+    server.start()
+    held = lock.acquire(paths, lock.DAEMON)
+    try:
+        answer = Backend(paths).call("uri", name="v")
+        assert answer == said
+        assert json.loads(json.dumps(answer)) == said
+        with pytest.raises(ControlError, match=r"'\w+': it is of another version.*thinpool stop"):
+            wanted(answer)
+        if "uri" in said:
+            with pytest.raises(ControlError, match="'stable_uri': it is of another version"):
+                verbs.look_up(paths, "v")
+    finally:
+        os.close(held)
+        server.close()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinpoold import paths
+from thinpoold.attach.handshake import parse_uri
 from thinpoold.errors import InvalidName, NoSuchPool
 from thinpoold.uri import tcp_uri, unix_uri, volume_uri
 
@@ -35,6 +36,31 @@ def test_a_word_is_a_name_under_the_default_directory(user: Path) -> None:
     assert found.directory == user / "share/thinpoold/tank"
     assert found.run_dir == user / "run/thinpoold/tank"
     assert found.name == "tank"
+
+
+@pytest.mark.parametrize("home", [None, "", "relative"])
+def test_a_user_without_a_home_names_pools_by_their_paths(
+    user: Path, monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    # Nor does the system know the user, who is as those in containers are.
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    make_pool(user / "work/tank")
+    assert paths.resolve_pool("tank").directory == user / "work/tank"
+    assert paths.resolve_pool("./new").run_dir == user / "work/new/run"
+    with pytest.raises(NoSuchPool, match="HOME"):
+        paths.resolve_pool("other")
+
+
+def test_uris_hold_paths_that_are_no_utf8() -> None:
+    socket = Path(os.fsdecode(b"/run/p\xff/nbd.sock"))
+    uri = volume_uri(unix_uri(socket), "v")
+    assert uri == "nbd+unix:///v?socket=/run/p%FF/nbd.sock"
+    server, export = parse_uri(uri)
+    assert (server.address, export) == (str(socket), "v")
 
 
 def test_root_has_its_own_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

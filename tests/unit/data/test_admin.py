@@ -23,6 +23,7 @@ from thinpoold.errors import (
     VolumeInUse,
 )
 from thinpoold.settings import CACHE, MIN_DATA_CACHE, Settings
+from thinpoold.volumes import new_record
 
 
 def listed(rig: Rig) -> dict[str, Any]:
@@ -366,3 +367,51 @@ def test_every_change_counts_the_transaction_up(rig: Rig) -> None:
     admin.snapshot(rig.pool, [["v", "s"]])
     admin.delete(rig.pool, ["v"])
     assert admin.status(rig.pool)["transaction_id"] == start + 3
+
+
+NFC, NFD = "gr\u00f6\u00dfe", "gro\u0308\u00dfe"
+
+
+@pytest.mark.parametrize(("there", "other"), [(NFC, NFD), (NFD, NFC), ("\u00c5", "\u212b")])
+def test_names_that_look_the_same_are_not_given(rig: Rig, there: str, other: str) -> None:
+    admin.create(rig.pool, there, BLOCK)
+    admin.create(rig.pool, "v", BLOCK)
+    before = admin.status(rig.pool)
+    attempts: list[Callable[[], object]] = [
+        lambda: admin.create(rig.pool, other, BLOCK),
+        lambda: admin.snapshot(rig.pool, [["v", other]]),
+        lambda: admin.snapshot(rig.pool, [["v", f"x{there}"], ["v", f"x{other}"]]),
+        lambda: admin.rename(rig.pool, "v", other),
+    ]
+    for attempt in attempts:
+        with pytest.raises(VolumeExists):
+            attempt()
+    assert admin.status(rig.pool) == before
+    # One volume may be called either way, and the other name is free when it is gone.
+    admin.rename(rig.pool, there, other)
+    admin.delete(rig.pool, [other])
+    admin.create(rig.pool, there, BLOCK)
+
+
+def test_what_is_called_badly_already_stays_in_use(rig: Rig) -> None:
+    pool, names = rig.pool, [NFC, NFD, "a\u202eb"]
+    with pool.changing() as begin:
+        begin()
+        for name in names:
+            dev_id = pool.metadata.new_device_id()
+            pool.metadata.create_thin(dev_id)
+            pool.put_volume(new_record(name, dev_id, 4 * BLOCK))
+    rig.crash()
+    pool = rig.pool
+    for number, name in enumerate(names):
+        volume = pool.open_volume(name)
+        volume.pwrite(b"x", 0)
+        pool.close_volume(volume)
+        admin.resize(pool, name, 8 * BLOCK)
+        admin.snapshot(pool, [[name, f"s{number}"]])
+        admin.rollback(pool, name, f"s{number}")
+        admin.set_settings(pool, {"iops": 10}, name)
+        assert admin.info(pool, name)["mapped"] == BLOCK
+    admin.delete(pool, [NFC])
+    admin.rename(pool, NFD, NFC)
+    admin.delete(pool, [NFC, "a\u202eb"])

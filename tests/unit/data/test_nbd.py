@@ -253,6 +253,15 @@ def test_exports(plugin: Any, nbdkit: Nbdkit, rig: Rig) -> None:
     assert "640K" in plugin.export_description(h)
 
 
+def test_more_volumes_than_nbdkit_lists_are_no_failure(
+    rig: Rig, plugin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin, "_MOST_EXPORTS", 3)
+    for number in range(12):
+        admin.create(rig.pool, f"v{number}", BLOCK)
+    assert [name for name, _ in plugin.list_exports(0, 0)] == ["v0", "v1", "v2"]
+
+
 def test_parameters(plugin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugin, "_given", {})
     with pytest.raises(ValueError, match="missing"):

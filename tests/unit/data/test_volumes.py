@@ -1,14 +1,17 @@
 """The registry of volumes over stored records."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinmeta.errors import Corrupt
+from thinmeta.errors import Corrupt, UnsupportedFormat
 from thinpoold.errors import InvalidName, NoSuchVolume, VolumeExists
-from thinpoold.volumes import TABLE, Registry, VolumeRecord, new_record
+from thinpoold.pool_record import FORMAT, PoolRecord
+from thinpoold.volumes import TABLE, VERSION, Registry, VolumeRecord, new_record
 
 
 class Table:
@@ -86,3 +89,55 @@ def test_nonsense_is_corrupt(value: bytes) -> None:
     table.put_record(TABLE, bytes(16), value)
     with pytest.raises(Corrupt):
         Registry(table)
+
+
+# As the first programs stored them, and those before versions.
+OLDEST = (
+    b'{"created": "2026-01-31T12:00:00Z", "dev_id": 1, '
+    b'"labels": {}, "name": "gr\xc3\xb6\xc3\x9fe", "origin": null, '
+    b'"read_only": false, "reserve": 0, "size": 1048576}'
+)
+BEFORE_VERSIONS = (
+    b'{"allow": "user:1000", "bps": 0, "created": "2026-01-31T12:00:00Z", "dev_id": 1, '
+    b'"generation": 3, "iops": 7, "labels": {}, "name": "v", "origin": "' + b"0a" * 16 + b'", '
+    b'"read_only": true, "reserve": 512, "size": 1048576}'
+)
+
+
+def test_records_of_earlier_programs_are_read() -> None:
+    oldest = VolumeRecord.unpack(bytes(16), OLDEST)
+    assert (oldest.name, oldest.size, oldest.generation) == ("größe", 1 << 20, 1)
+    later = VolumeRecord.unpack(bytes(16), BEFORE_VERSIONS)
+    assert (later.allow, later.iops, later.generation) == ("user:1000", 7, 3)
+    assert (later.origin, later.read_only, later.unknown) == (b"\n" * 16, True, {})
+
+
+def test_what_a_newer_program_put_into_a_record_stays() -> None:
+    table = Table()
+    more = {**json.loads(BEFORE_VERSIONS), "class": "fast", "hours": {"from": 8, "days": [1, 2]}}
+    table.put_record(TABLE, bytes(16), json.dumps(more).encode())
+    registry = Registry(table)
+    registry.put(replace(registry.get("v"), name="w", size=512).jumped())
+    stored = json.loads(table.held[TABLE, bytes(16)])
+    assert (stored["class"], stored["hours"]) == ("fast", {"from": 8, "days": [1, 2]})
+    assert (stored["name"], stored["generation"], stored["version"]) == ("w", 4, VERSION)
+    assert "unknown" not in stored
+
+
+def test_a_record_of_a_newer_version_is_refused() -> None:
+    table = Table()
+    newer = {**json.loads(BEFORE_VERSIONS), "version": VERSION + 1}
+    table.put_record(TABLE, bytes(16), json.dumps(newer).encode())
+    with pytest.raises(UnsupportedFormat, match=rf"'v' is of version {VERSION + 1}"):
+        Registry(table)
+
+
+def test_the_pools_record_keeps_what_is_not_known_either() -> None:
+    record = PoolRecord("p", bytes(16), "data", 1 << 16)
+    stored = {**json.loads(record.pack()), "trash": "7d"}
+    stored["data_mark"]["serial"] = "x"
+    read = PoolRecord.unpack(json.dumps(stored).encode())
+    changed = replace(read, settings=read.settings.changed({"on_full": "error"}))
+    assert json.loads(changed.pack()) == {**stored, "on_full": "error"}
+    with pytest.raises(UnsupportedFormat):
+        PoolRecord.unpack(json.dumps({**stored, "format": FORMAT + 1}).encode())

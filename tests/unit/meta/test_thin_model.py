@@ -26,12 +26,14 @@ from tests.support.thin import thin_dump
 from tests.unit.meta.rigs import complaints, write_image
 from thinmeta.btree import Cursor, portions
 from thinmeta.btree.tree import MAX_KEY
-from thinmeta.buffers import BUFFER_BYTES
+from thinmeta.buffers import BUFFER_BYTES, Buffer
 from thinmeta.errors import AlreadyExists, NoDataSpace, NoMetadataSpace, NotFound, StoreError
+from thinmeta.format.block import Kind
+from thinmeta.format.values import MAX_DEVICE_ID
 from thinmeta.store.memory import MemoryStore
 from thinmeta.thin.mappings import Run
 from thinmeta.thin.metadata import ThinMetadata
-from thinmeta.transaction import FrozenTransaction
+from thinmeta.transaction import FrozenTransaction, TransactionManager
 
 DATA_BLOCKS = 4000
 MOST_DEVICES = 6
@@ -595,6 +597,44 @@ def test_the_id_of_a_removed_device_is_not_given_again() -> None:
     metadata.commit()
     metadata.create_thin((1 << 24) - 1)
     assert metadata.new_device_id() == 1
+
+
+def test_free_ids_are_found_below_the_highest_one_once_that_is_in_use() -> None:
+    metadata = Pool().metadata
+    metadata.create_thin(MAX_DEVICE_ID)
+    for expected in (0, 1, 2):
+        assert metadata.new_device_id() == expected
+        metadata.create_thin(expected)
+    metadata.delete_device(1)
+    metadata.create_thin(3)
+    assert [metadata.new_device_id(), metadata.device_ids()] == [1, [0, 2, 3, MAX_DEVICE_ID]]
+
+
+@pytest.mark.parametrize("highest", [False, True], ids=["ascending", "below-the-highest"])
+def test_a_new_device_costs_no_more_among_many(
+    highest: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = [0]
+    read = TransactionManager.read
+
+    def counted(self: TransactionManager, block: int, kind: Kind) -> Buffer:
+        reads[0] += 1
+        return read(self, block, kind)
+
+    monkeypatch.setattr(TransactionManager, "read", counted)
+    metadata = Pool().metadata
+    if highest:
+        metadata.create_thin(MAX_DEVICE_ID)
+    costs = []
+    for upto in (100, 2000):
+        while metadata.new_device_id() < upto:
+            metadata.create_thin(metadata.new_device_id())
+        before = reads[0]
+        metadata.check_room(devices=1, snapshots=0)
+        metadata.create_thin(metadata.new_device_id())
+        costs.append(reads[0] - before)
+    # A tree is a level or two higher by then; of 2,000 devices it has 20 leaves.
+    assert costs[1] <= costs[0] + 8
 
 
 def test_what_is_not_there_is_not_found() -> None:
