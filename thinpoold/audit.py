@@ -82,8 +82,8 @@ def data_mark(store: BlockStore, paths: PoolPaths) -> list[Problem]:
             # Told by others.
             return []
         path = record.data_file(paths.directory)
-        with poolfiles.acting_as_owner(paths.directory):
-            why = identity.look(path, *now)
+        with poolfiles.opening_device(paths.directory) as reach:
+            why = identity.look(reach(path), *now)
         if not why:
             return []
         if now == before:

@@ -117,8 +117,9 @@ def _data_device(
             raise DeviceError(f"data device {path} does not exist: name its size to make it")
         _make_file(path, size)
         undo.callback(path.unlink, missing_ok=True)
-    with poolfiles.opening_device(paths.directory):
-        device = DataDevice.open(path)
+    with poolfiles.opening_device(paths.directory) as reach:
+        device = DataDevice.open(reach(path))
+    device.path = path
     try:
         identity.check_unclaimed(device, force=force)
         if size is None:

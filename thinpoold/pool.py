@@ -147,12 +147,13 @@ class Pool:
             record = pool_record.load(metadata)
             data = record.data_file(paths.directory)
             device: DataDevice
-            with poolfiles.opening_device(paths.directory):
+            with poolfiles.opening_device(paths.directory) as reach:
                 if serving and record.settings.cache == "bufio":
                     bound = record.settings.data_cache
-                    device = DirectDevice.open_direct(data, bound, read_only=read_only)
+                    device = DirectDevice.open_direct(reach(data), bound, read_only=read_only)
                 else:
-                    device = DataDevice.open(data, read_only=read_only)
+                    device = DataDevice.open(reach(data), read_only=read_only)
+            device.path = data
             undo.callback(device.close)
             _check_device(device, metadata, record, accepting=accepting)
             ledger, losses = Ledger(paths.ledger, record.uuid), Losses(paths.losses)

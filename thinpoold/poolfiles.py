@@ -26,7 +26,7 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -134,36 +134,45 @@ def make_private(directory: Path) -> int:
 
 
 @contextmanager
-def acting_as_owner(directory: Path) -> Iterator[None]:
+def acting_as_owner(directory: Path) -> Iterator[Path]:
     """Have this thread, if it is root's, open and make files with the rights of the owner.
 
-    Raises `OSError`. No thread may be started meanwhile.
+    Yields a path to the directory that holds meanwhile, also where the owner may not go all the way
+    to it. Raises `OSError`. No thread may be started meanwhile.
     """
     fd = _walk(directory)
     try:
         found = os.fstat(fd)
+        with _acting_as(found, directory):
+            yield Path(f"/proc/self/fd/{fd}") if _acts(found) else directory
     finally:
         os.close(fd)
-    with _acting_as(found, directory):
-        yield
 
 
 @contextmanager
-def opening_device(directory: Path) -> Iterator[None]:
+def opening_device(directory: Path) -> Iterator[Callable[[Path], Path]]:
     """Have the data device of the pool in `directory` opened with the rights of its owner.
 
-    Where it is the owner says: a link there, or the pool's record, may name any disk.
+    Where it is the owner says: a link there, or the pool's record, may name any disk. Yields what
+    makes of the device's path the one to open it by.
     """
-    with acting_as_owner(directory):
+    # Not later, when it may be out of sight.
+    owner = owner_of(directory)
+    with acting_as_owner(directory) as reached:
+
+        def reach(path: Path) -> Path:
+            inside = path.is_relative_to(directory)
+            return reached / path.relative_to(directory) if inside else path
+
         try:
-            yield
+            yield reach
         except DeviceError as error:
-            owner = owner_of(directory)
-            if os.geteuid() != 0 or not owner or error.errno not in (errno.EACCES, errno.EPERM):
+            if os.geteuid() != 0 or not owner:
                 raise
-            raise DeviceError(
-                f"{error}: user {owner}, whose pool it is, may not open it", error.errno
-            ) from None
+            text = str(error).replace(str(reached), str(directory))
+            if error.errno in (errno.EACCES, errno.EPERM):
+                text += f": user {owner}, whose pool it is, may not open it"
+            raise DeviceError(text, error.errno) from None
 
 
 def give(path: Path) -> None:
@@ -223,7 +232,7 @@ def _walk(directory: Path) -> int:
 @contextmanager
 def _acting_as(directory: os.stat_result, path: Path) -> Iterator[None]:
     # Not os.seteuid: that is the whole process's, and takes other rights away as well.
-    if os.geteuid() != 0 or directory.st_uid == 0:
+    if not _acts(directory):
         yield
         return
     group, user = _libc.setfsgid(directory.st_gid), _libc.setfsuid(directory.st_uid)
@@ -235,6 +244,11 @@ def _acting_as(directory: os.stat_result, path: Path) -> Iterator[None]:
     finally:
         _libc.setfsuid(user)
         _libc.setfsgid(group)
+
+
+def _acts(directory: os.stat_result) -> bool:
+    """Whether this process is root's, and the directory somebody else's."""
+    return os.geteuid() == 0 and directory.st_uid != 0
 
 
 def _check(found: os.stat_result, path: Path, directory: os.stat_result) -> None:

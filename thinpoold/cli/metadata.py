@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from thinpoold import lock, poolfiles
+from thinpoold import lock
 from thinpoold.cli import output
 from thinpoold.cli.options import Text, chosen_pool, json_option, pool_argument, verb
 from thinpoold.errors import DeviceError, PoolLocked, ThinPoolError, UserError
@@ -156,16 +156,11 @@ def export_metadata(file: str, pool: str | None, as_json: bool) -> None:
 def _check(paths: PoolPaths, progress: Progress, *, running: bool) -> "CheckResult":
     from thinmeta.check import CheckResult, Problem, check
     from thinmeta.errors import ThinMetaError
-    from thinmeta.store.lmdb_file import verify_pages
     from thinpoold.audit import audit, data_mark, last_commit
+    from thinpoold.metadata_file import damaged_pages
 
     # The store's own pages first: LMDB follows a damaged one blindly.
-    try:
-        poolfiles.check(paths.metadata)
-        with poolfiles.acting_as_owner(paths.directory):
-            damaged = verify_pages(paths.metadata)
-    except OSError as error:
-        raise DeviceError(f"{error.filename}: {error.strerror}", error.errno or 0) from None
+    damaged = damaged_pages(paths.metadata)
     if damaged:
         return CheckResult([Problem("store", paths.metadata.name, text) for text in damaged])
     try:

@@ -68,8 +68,8 @@ class ControlServer:
             # Before bind, so that there is no moment when others could connect.
             os.fchmod(listener.fileno(), 0o600)
             # A daemon of root's is for the pool's owner too.
-            with poolfiles.acting_as_owner(self._path.parent):
-                listener.bind(os.fspath(self._path))
+            with poolfiles.acting_as_owner(self._path.parent) as reached:
+                listener.bind(os.fspath(reached / self._path.name))
             listener.listen(_BACKLOG)
         except BaseException:
             listener.close()

@@ -158,3 +158,22 @@ def test_making_a_pool_follows_no_link_either(theirs: PoolRig, place: Path, secr
         else:
             assert done.returncode == 0, done.stderr
             assert not (directory / name).is_symlink()
+
+
+def test_a_pool_that_its_owner_cannot_reach(theirs: PoolRig, place: Path) -> None:
+    """Root's alone is what it lies in: a backup that was put back, say."""
+    place.chmod(0o700)
+    theirs.start()
+    with theirs.connect("v") as client:
+        client.write(0, b"x" * 4096)
+        client.flush()
+    theirs.stop()
+    theirs.create("w", "1M")
+    assert theirs.inspect() == []
+    for path in theirs.directory.iterdir():
+        assert path.lstat().st_uid == SOMEBODY, path
+    data = theirs.directory / "data"
+    os.chown(data, 0, 0)
+    says = f"data device {data}: Permission denied: user {SOMEBODY}, whose pool it is"
+    refused(theirs, "create", "x", "1M", says=says)
+    os.chown(data, SOMEBODY, SOMEBODY)

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,9 +71,15 @@ def test_whose_directory_it_is(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PoolPaths:
+def long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolPaths]:
     """A pool whose sockets lie where anybody can make directories."""
-    anybodys = tmp_path / "tmp"
+    with tempfile.TemporaryDirectory() as short:
+        yield _long(tmp_path, Path(os.path.realpath(short)), monkeypatch)
+
+
+def _long(tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch) -> PoolPaths:
+    # Not pytest's own, which may be too long for a socket by itself.
+    anybodys = short / "tmp"
     anybodys.mkdir()
     anybodys.chmod(0o1777)
     monkeypatch.setattr(thinpoold.paths, "_ANYBODYS", anybodys)
