@@ -22,16 +22,6 @@ def log_of(rig: PoolRig) -> str:
     return (rig.directory / "thinpoold.log").read_text()
 
 
-def awaited(rig: PoolRig, *words: str) -> list[str]:
-    """Waits until a line of the log has all the words; returns those that have."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        found = [line for line in log_of(rig).splitlines() if all(word in line for word in words)]
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"{words} is not in {log_of(rig)!r}"
-
-
 def keeper_of(rig: PoolRig) -> int:
     """The process that reads what the daemon writes to stderr."""
     pipe = os.readlink(f"/proc/{rig.pid}/fd/2")
@@ -85,14 +75,14 @@ def test_a_refusal_is_one_line_with_volume_and_client(
         except Exception:
             refused += 1
     assert refused > TIMES / 2
-    (line,) = awaited(rig, says)
+    (line,) = rig.logged(says)
     assert f"volume {volume!r}, python" in line
     assert f"(process {os.getpid()}, user {os.geteuid()})" in line
     before = len(log_of(rig))
     assert before < 4096
     rig.stop()
     # Whoever comes later sees how many there were.
-    assert len(awaited(rig, says, f"({refused - 1} more like it")) == 1
+    assert len(rig.logged(says, f"({refused - 1} more like it")) == 1
     assert "Traceback" not in log_of(rig)
     assert "\n\n" not in log_of(rig)
 
@@ -103,7 +93,7 @@ def test_who_may_open_nothing_fills_nothing(pool: PoolRig) -> None:
         for _ in range(30):
             with pytest.raises(NbdError):
                 NbdClient(pool.socket, name)
-        (line,) = awaited(pool, "open: ", f"'{name}'")
+        (line,) = pool.logged("open: ", f"'{name}'")
         assert f"process {os.getpid()}" in line
     assert len(log_of(pool)) < 4096
 
@@ -123,7 +113,7 @@ def test_nbdkits_own_loop_fills_nothing(new_pool: PoolMaker) -> None:
     keeper = keeper_of(rig)
     read = Path(f"/proc/{keeper}/io")
     with no_descriptors(rig, port):
-        awaited(rig, "Too many open files")
+        rig.logged("Too many open files")
         # It has been told the same for a megabyte.
         deadline = time.monotonic() + PATIENCE
         while int(read.read_text().split()[1]) < 1 << 20:
@@ -135,7 +125,7 @@ def test_the_log_is_made_anew_when_it_was_moved_away(pool: PoolRig) -> None:
     for name in ("one", "two"):
         with pytest.raises(NbdError):
             NbdClient(pool.socket, name)
-        awaited(pool, f"'{name}'")
+        pool.logged(f"'{name}'")
         (pool.directory / "thinpoold.log").rename(pool.directory / f"log-{name}")
         (pool.directory / "thinpoold.log").touch()
     assert "'one'" not in (pool.directory / "log-two").read_text()
@@ -166,7 +156,7 @@ def test_the_log_is_kept_to_the_end(pool: PoolRig, number: signal.Signals) -> No
     handle = os.pidfd_open(keeper)
     with pytest.raises(NbdError):
         NbdClient(pool.socket, "nothing")
-    awaited(pool, "'nothing'")
+    pool.logged("'nothing'")
     pool.kill()
     pool._await_end(handle)
     os.close(handle)

@@ -336,6 +336,16 @@ class PoolRig:
             complaints.append(f"log: {self.log_tail()}")
         return complaints
 
+    def logged(self, *words: str) -> list[str]:
+        """Waits until lines of the log have all these words, which another process writes."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            lines = self.log_tail(1000).splitlines()
+            found = [line for line in lines if all(word in line for word in words)]
+            if found:
+                return found
+            assert time.monotonic() < deadline, f"{words} is not in the log: {self.log_tail()}"
+
     def log_tail(self, count: int = 40) -> str:
         """The last lines of the daemon's log, for a failure's message."""
         try:

@@ -30,7 +30,7 @@ def lossy(pool: PoolRig) -> PoolRig:
 def test_a_volume_is_not_served_before_its_loss_is_accepted(lossy: PoolRig) -> None:
     with pytest.raises(NbdError):
         lossy.connect("v")
-    assert "accept-loss v" in lossy.log_tail()
+    assert lossy.logged("accept-loss v")
     with lossy.connect("w") as client:
         assert client.read(0, 1) == b"x"
     assert (volume(lossy, "v")["lost"], volume(lossy, "w")["lost"]) == (True, False)

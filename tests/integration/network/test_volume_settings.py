@@ -88,7 +88,7 @@ def test_users_and_groups(open_pool: PoolRig) -> None:
     # root, who runs the daemon, is not kept out.
     assert size("ours") == 1 << 20
     assert len(exports(rig)) == 4
-    assert "volume 'ours' is not for user 4711: it allows user:1" in rig.log_tail()
+    assert rig.logged("volume 'ours' is not for user 4711: it allows user:1")
 
 
 @needs_root
