@@ -108,7 +108,7 @@ def require_kernel() -> None:
 
 
 def look_up(paths: PoolPaths, name: str) -> tuple[dict[str, Any], str]:
-    """Return what `uri` says of a volume, and its URI. Raises PoolNotRunning, RemoteError."""
+    """Return what `place` says of a volume, and its URI. Raises PoolNotRunning, RemoteError."""
     paths.require_pool()
     try:
         client = ControlClient.connect(paths.control_socket, paths.trusted)
@@ -118,7 +118,7 @@ def look_up(paths: PoolPaths, name: str) -> tuple[dict[str, Any], str]:
         wait_for_daemon(server, _DAEMON_SECONDS)
         client = ControlClient.connect(paths.control_socket, paths.trusted)
     with client:
-        place: Any = client.call("uri", {"name": name})
+        place: Any = client.call("place", {"name": name})
     # Whoever connects again by it finds this volume with this content, or none.
     return place, place["stable_uri"]
 
@@ -341,7 +341,7 @@ def _uuid_of(paths: PoolPaths, name: str) -> str | None:
         with ControlClient.connect(
             paths.control_socket, paths.trusted, timeout=_ASK_SECONDS
         ) as client:
-            place: Any = client.call("uri", {"name": name})
+            place: Any = client.call("place", {"name": name})
         uuid: str = place["uuid"]
     except (PoolNotRunning, RemoteError, ControlError):
         return None

@@ -125,7 +125,7 @@ def _refuse_repeats(backend: Backend, given: dict[str, str], volume: str | None)
         from thinpoold import volume_settings
 
         changes = volume_settings.parse(given)
-        uuid = backend.call("uri", name=volume)["uuid"]
+        uuid = backend.call("place", name=volume)["uuid"]
         there = [one for one in there if one.uuid == uuid]
     if guard.SLOW & changes.keys():
         now = backend.call("get", volume=volume)["settings"]

@@ -132,8 +132,7 @@ def uri(volume: str, stable: bool, pool: str | None, as_json: bool) -> None:
 
     Exit status: 0 printed; 1 no such volume, or failed.
     """
-    place = Backend(chosen_pool(pool)).call("uri", name=volume)
-    answer = {key: place[key] for key in ("uri", "stable_uri")}
+    answer = Backend(chosen_pool(pool)).call("uri", name=volume)
     if as_json:
         output.emit_json(answer)
     else:

@@ -207,7 +207,7 @@ def _refuse_attached(
     if not any_attached(paths.directory):
         return
     for name in names:
-        place = Backend(paths).call("uri", name=name)
+        place = Backend(paths).call("place", name=name)
         if smaller_than is None or smaller_than < place["size"]:
             refuse_attached(paths.directory, name, place["uuid"])
 

@@ -19,7 +19,7 @@ from typing import Self
 
 from thinpoold.control import jsonrpc
 from thinpoold.control.codes import from_rpc
-from thinpoold.control.jsonrpc import Json, RpcError
+from thinpoold.control.jsonrpc import METHOD_NOT_FOUND, Json, RpcError
 from thinpoold.errors import ControlError, PoolNotRunning
 from thinpoold.paths import shared_parents
 from thinpoold.waiting import Waiting
@@ -32,15 +32,19 @@ _RECEIVE = 64 << 10
 class OtherVersion(ControlError):  # noqa: N818 - what happened, not that it is an error
     """The daemon does not say what this version of the program wants to know."""
 
+    @classmethod
+    def lacks(cls, what: str) -> Self:
+        return cls(
+            f"the pool's daemon {what}: it is of another version than this program; "
+            "'thinpool stop' and 'thinpool start' bring it to this one"
+        )
+
 
 class Answer(dict[str, Json]):
     """An object in an answer. Asked for what the daemon did not say, it tells why that may be."""
 
     def __missing__(self, key: str) -> Json:
-        raise OtherVersion(
-            f"the pool's daemon does not say {key!r}: it is of another version than this program; "
-            "'thinpool stop' and 'thinpool start' bring it to this one"
-        )
+        raise OtherVersion.lacks(f"does not say {key!r}")
 
 
 class ControlClient:
@@ -121,6 +125,8 @@ class ControlClient:
         try:
             return jsonrpc.parse_response(line, request_id, Answer)
         except RpcError as error:
+            if error.code == METHOD_NOT_FOUND:
+                raise OtherVersion.lacks(f"has no method {method!r}") from None
             raise from_rpc(error) from None
         except ValueError as error:
             raise ControlError(f"the daemon answered with {error}") from None

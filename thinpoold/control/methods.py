@@ -104,6 +104,11 @@ def _commit(host: Host, params: Params) -> Result:
 
 
 def _uri(host: Host, params: Params) -> Result:
+    place = _place(host, params)
+    return {key: place[key] for key in ("uri", "stable_uri")}
+
+
+def _place(host: Host, params: Params) -> Result:
     from thinpoold import admin
 
     place = admin.place_of(host.pool, name=params["name"])
@@ -253,9 +258,15 @@ METHODS: dict[str, Method] = {
             "uri",
             "Say where NBD clients find a volume.",
             "`uri`, by its name, and `stable_uri`, which never is another volume's, nor of this "
-            "volume with another content: for clients that connect again by themselves; `name`, "
-            "`uuid`, `generation`, `size`, `read_only`",
+            "volume with another content: for clients that connect again by themselves",
             _uri,
+            (_NAME,),
+        ),
+        Method(
+            "place",
+            "Say where a volume is and how large, without a walk over it.",
+            "what `uri` does, and `name`, `uuid`, `generation`, `size`, `read_only`",
+            _place,
             (_NAME,),
         ),
         Method(
