@@ -54,6 +54,7 @@ _SYNC: Final = 1.0
 TURNS: Final = frozenset(
     {
         "thinpoold.deletion._working",
+        "thinpoold.ledger._growing",
         "thinpoold.pool.accepting",
         "thinpoold.pool.growing",
         "thinpoold.reclaim._working",

@@ -14,7 +14,7 @@ from tests.unit.data.rigs import Rig
 
 
 @pytest.fixture(autouse=True)
-def clock() -> Iterator[Clock]:
+def lock_clock() -> Iterator[Clock]:
     """Fails the test when somebody waits for long, or for ever, with a lock in hand."""
     with watching() as clock:
         yield clock

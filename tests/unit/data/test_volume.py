@@ -180,10 +180,10 @@ def test_skip_zeroing_writes_nothing_beside_the_data(new_rig: Callable[..., Rig]
     assert read(volume, 0, 2048) == b"\xa5" * 512 + b"n" * 512 + b"\xa5" * 1024
 
 
-def test_blocks_larger_than_a_buffer(new_rig: Callable[..., Rig], clock: Clock) -> None:
+def test_blocks_larger_than_a_buffer(new_rig: Callable[..., Rig], lock_clock: Clock) -> None:
     """Zeroing and copying around a write take other ways there."""
     size = 4 << 20
-    clock.most_in_gate = 0.1
+    lock_clock.most_in_gate = 0.1
     rig = new_rig(blocks=16, block_size=size, settings=Settings(discard="nopassdown"))
     other = rig.create("other", size=16 * size)
     other.pwrite(b"\xa5" * (16 * size), 0)

@@ -1,6 +1,6 @@
 """Who waits keeps nobody waiting: for space, for a name service, for a slow disk.
 
-The fixture `clock` judges each as well: nobody waits like that with a lock or gate in hand.
+The fixture `lock_clock` judges each as well: nobody waits like that with a lock or gate in hand.
 """
 
 import os
@@ -294,7 +294,7 @@ def large(new_rig: Callable[..., Rig], *, size: int = 24 * MIB) -> tuple[Rig, Vo
 
 
 def test_no_large_request_is_one_stay_in_the_gate(
-    new_rig: Callable[..., Rig], clock: Clock
+    new_rig: Callable[..., Rig], lock_clock: Clock
 ) -> None:
     """The clock's model of a disk is what judges."""
     rig, volume = large(new_rig)
@@ -304,7 +304,7 @@ def test_no_large_request_is_one_stay_in_the_gate(
         volume.pread(bytearray(volume.size), 0)
     admin.snapshot(rig.pool, [["v", "s"]])
     volume.pwrite(bytes(volume.size - 100), 50)
-    assert clock.complaints == []
+    assert lock_clock.complaints == []
 
 
 @pytest.mark.parametrize("what", ["zero", "write", "read"])
@@ -390,14 +390,14 @@ def test_nobody_looks_at_all_of_a_large_range_at_once(
 
 
 def test_data_is_prefetched_outside_the_gate(
-    rig: Rig, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, lock_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = rig.create("v", size=32 * BLOCK)
     volume.pwrite(bytes(32 * BLOCK), 0)
     seen: list[tuple[int, int]] = []
 
     def prefetch(offset: int, count: int) -> None:
-        assert clock.held == []
+        assert lock_clock.held == []
         seen.append((offset, count))
 
     monkeypatch.setattr(rig.device, "prefetch", prefetch)
