@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from thinpoold import buffers, clients, notify, poolfiles, ratelimit
+from thinpoold.committer import Timer
 from thinpoold.control.codes import one_line
 from thinpoold.control.dispatch import Dispatcher
 from thinpoold.control.server import ControlServer
@@ -89,7 +90,7 @@ class Runtime:
     _server: ControlServer | None = field(default=None, repr=False)
     _heart: notify.Heart | None = field(default=None, repr=False)
     _handshakes: Handshakes | None = field(default=None, repr=False)
-    _reloading: threading.Thread | None = field(default=None, repr=False)
+    _reloader: Timer | None = field(default=None, repr=False)
 
     @property
     def answers_in_turn(self) -> bool:
@@ -106,6 +107,8 @@ class Runtime:
         path = self.control_socket
         if path is None:
             return
+        self._reloader = Timer("reload", self._reload, None)
+        self._reloader.start()
         if NBD_SOCKET in self.run_files and path.with_name(NBD_SOCKET).exists():
             poolfiles.give(path.with_name(NBD_SOCKET))
         server = ControlServer(path, Dispatcher(self).answer)
@@ -144,6 +147,8 @@ class Runtime:
             self._heart.stop()
         if self._handshakes is not None:
             self._handshakes.stop()
+        if self._reloader is not None:
+            self._reloader.stop()
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -165,12 +170,9 @@ class Runtime:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def reload(self) -> None:
-        """Have the settings read again; returns at once. From the thread that waits for signals."""
-        if self.pool is None or (self._reloading is not None and self._reloading.is_alive()):
-            # It is about to read them, or does.
-            return
-        self._reloading = threading.Thread(target=self._reload, name="reload", daemon=True)
-        self._reloading.start()
+        """Have the settings read again, from now on; returns at once."""
+        if self._reloader is not None:
+            self._reloader.kick()
 
     def _reload(self) -> None:
         try:

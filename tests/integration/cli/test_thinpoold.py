@@ -38,6 +38,18 @@ def foreground(rig: PoolRig, *words: str) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
+def said(process: subprocess.Popen[bytes]) -> bytes:
+    """The next line that a daemon says."""
+    assert process.stderr is not None
+    line = b""
+    while not line.endswith(b"\n"):
+        assert select.select([process.stderr], [], [], PATIENCE)[0], "it says nothing"
+        octet = os.read(process.stderr.fileno(), 1)
+        assert octet, "it has ended"
+        line += octet
+    return line
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_in_the_foreground_until_a_signal(new_pool: PoolMaker, number: signal.Signals) -> None:
     rig = new_pool(start=False)
@@ -62,8 +74,7 @@ def test_hangup_has_the_settings_read_again_and_ends_nothing(new_pool: PoolMaker
         with rig.connect("a") as client, rig.connect("a"):
             for _ in range(3):
                 process.send_signal(signal.SIGHUP)
-                assert process.stderr is not None
-                assert b"the settings were read again" in process.stderr.readline()
+                assert b"the settings were read again" in said(process)
                 client.write(0, b"x" * 512)
                 client.flush()
             with rig.connect("a") as another:
