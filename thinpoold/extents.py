@@ -93,22 +93,23 @@ def prefetch(volume: Volume, offset: int, count: int) -> None:
         raise OutOfRange(f"cache past the end of volume {volume.name}", write=False)
     at, end = blocks_of(offset, count, size)
     left = core.device.prefetch_bytes
+    runs: list[Run] = []
 
     def look() -> None:
-        nonlocal left
+        nonlocal runs
         stop = min(at + _PREFETCH_BLOCKS, end)
-        runs: list[Run] = []
         with core.lock:
             core.check_whole()
             core.metadata.prefetch(volume.dev_id, at, stop)
-            if left:
-                runs = list(core.metadata.runs(volume.dev_id, at, stop))
-        for run in runs:
-            count = min(run.length * size, left)
-            core.device.prefetch(run.data_begin * size, count)
-            left -= count
+            runs = list(core.metadata.runs(volume.dev_id, at, stop))
 
     while at < end:
         with volume.share.taken_for_look():
             volume.request(look, writes=False)
         at += _PREFETCH_BLOCKS
+        for run in runs:
+            count = min(run.length * size, left)
+            core.device.prefetch(run.data_begin * size, count)
+            left -= count
+            if not left:
+                return

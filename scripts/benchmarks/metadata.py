@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -262,8 +263,15 @@ def opened(path: Path) -> Iterator[ThinMetadata]:
 
 
 def file_bytes(path: Path) -> int:
-    """Bytes of disk that the metadata file takes."""
-    return path.stat().st_blocks * 512
+    """Bytes up to LMDB's last page, without the room behind it, after the last commit."""
+    with path.open("rb") as file:
+        first = file.read(4096)
+        # Where LMDB has its page size, the last page's number, and the transaction's.
+        (size,) = struct.unpack_from("<I", first, 40)
+        file.seek(size)
+        pages = [struct.unpack_from("<QQ", page, 136) for page in (first, file.read(4096))]
+    last, _ = max(pages, key=lambda page: page[1])
+    return int((last + 1) * size)
 
 
 def forget(path: Path) -> None:

@@ -374,7 +374,7 @@ def test_nobody_looks_at_all_of_a_large_range_at_once(
     volume = rig.create("v", size=60 * BLOCK)
     volume.pwrite(bytes(60 * BLOCK), 0)
     monkeypatch.setattr(discard, "LOOK_BLOCKS", 8)
-    monkeypatch.setattr(extents, "LOOK_BLOCKS", 8)
+    monkeypatch.setattr(extents, "_PREFETCH_BLOCKS", 8)
     looked: list[int] = []
     real = rig.pool.metadata.runs
 
