@@ -339,16 +339,18 @@ class Ledger:
     def flushable(self) -> bool:
         """Whether a flush would bring something to disk of a volume that nobody has open."""
         with self._lock:
-            closed = self._entries.keys() - self._opened
-            return any(Mark.WRITTEN in self._entries[uuid].marks for uuid in closed)
+            return bool(self._closed_unwritten())
 
     def closed_unwritten(self) -> list[bytes]:
         """Those of them that nobody has open: all that was written to them was written by now."""
         with self._lock:
-            # Each round asks, and most volumes that are known are open.
-            closed = self._entries.keys() - self._opened
-            self._flushing = {one for one in closed if Mark.WRITTEN in self._entries[one].marks}
+            self._flushing = self._closed_unwritten()
             return list(self._flushing)
+
+    def _closed_unwritten(self) -> set[bytes]:
+        # Each round asks, and most volumes that are known are open.
+        closed = self._entries.keys() - self._opened
+        return {uuid for uuid in closed if Mark.WRITTEN in self._entries[uuid].marks}
 
     def written(self, uuids: Iterable[bytes]) -> None:
         """A flush that began after `closed_unwritten` has brought to disk all that they hold."""

@@ -272,7 +272,7 @@ class Pool:
                     durable = self.registry.pending(record.uuid, pool_record.KEY) <= covered
                     if durable and ledger.has_room(record.uuid):
                         absent = ledger.absent(record.uuid) is not None
-                        volume, to_sync = self._open(record, admit, guest)
+                        volume, to_sync = self._open(record, admit, guest, absent=absent)
                         break
                     room_for = record.uuid
             # With no lock held, for the disk may be slow.
@@ -309,8 +309,13 @@ class Pool:
         record: VolumeRecord,
         admit: Callable[[VolumeRecord, int], None] | None,
         guest: Guest | None,
+        *,
+        absent: bool,
     ) -> tuple[Volume, bool]:
-        """Open a volume; and whether the ledger is to be synced before that is answered."""
+        """Open a volume; and whether the ledger is to be synced before that is answered.
+
+        `absent`: who had it open before may come back, also where this fails.
+        """
         if admit is not None:
             admit(record, sum(one.clients for one in self.core.volumes.values()))
         if guest is not None and self.core.ledger.lost(record.uuid):
@@ -320,7 +325,6 @@ class Pool:
                 "lets clients open it again"
             )
         # Before it is answered: from here on it may be written.
-        absent = self.core.ledger.absent(record.uuid) is not None
         to_sync = self.core.ledger.mark_opened(record.uuid, guest)
         volume = self.core.volumes.get(record.uuid)
         if volume is None:

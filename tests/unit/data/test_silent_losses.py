@@ -160,22 +160,32 @@ def test_a_client_elsewhere_is_not_let_in_by_a_mark_that_was_not_synced(
 # --- 2: WRITTEN, taken back by a flush that began before ------------------------------------------
 
 
-def test_what_is_written_while_a_commit_is_written_stays_marked(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A client comes, writes in place and goes while a round is past its flush of the data."""
+def all_flushed_but_anothers(directory: Path) -> tuple[Pool, Volume]:
+    """A volume that is written, flushed and closed, and beside it a change to be made durable."""
     pool, volume = guests(directory)
     in_place(volume, b"a")
     pool.commit()
     pool.close_volume(volume)
     other = pool.open_volume("w", guest=HERE)
     other.pwrite(b"w" * BLOCK, 0)
+    return pool, volume
+
+
+def come_write_and_go(pool: Pool) -> None:
+    again = pool.open_volume("v", guest=HERE)
+    in_place(again, b"b")
+    pool.close_volume(again)
+
+
+def test_what_is_written_while_a_commit_is_written_stays_marked(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client comes, writes in place and goes while a round is past its flush of the data."""
+    pool, volume = all_flushed_but_anothers(directory)
     real: Callable[..., None] = LmdbStore.commit
 
     def commit(self: LmdbStore, *arguments: Any) -> None:
-        again = pool.open_volume("v", guest=HERE)
-        in_place(again, b"b")
-        pool.close_volume(again)
+        come_write_and_go(pool)
         real(self, *arguments)
 
     with monkeypatch.context() as patch:
@@ -192,18 +202,11 @@ def test_what_is_written_while_notes_are_synced_stays_marked(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same, in a round of notes."""
-    pool, volume = guests(directory)
-    in_place(volume, b"a")
-    pool.commit()
-    pool.close_volume(volume)
-    other = pool.open_volume("w", guest=HERE)
-    other.pwrite(b"w" * BLOCK, 0)
+    pool, volume = all_flushed_but_anothers(directory)
     real = pool.core.recent.sync
 
     def sync() -> bool:
-        again = pool.open_volume("v", guest=HERE)
-        in_place(again, b"b")
-        pool.close_volume(again)
+        come_write_and_go(pool)
         return real()
 
     with monkeypatch.context() as patch:
