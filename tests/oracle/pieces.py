@@ -3,7 +3,7 @@
 Invariants:
 1. A sector has one writer at a time: `begin` refuses a second. So what was answered last is there.
 2. A read may see what a sector held when the read was asked for, and whatever was asked for since,
-   answered or not; nothing older, and nothing of another volume.
+   answered or not, or some bytes of each; nothing older, and nothing of another volume.
 3. A snapshot is like a read of every sector, between its request and its answer: where that leaves
    a choice the first read makes it, and it stays.
 
@@ -22,9 +22,10 @@ from tests.oracle.stamps import (
     SECTOR,
     described,
     filled,
+    is_mixed,
     sector_of,
     serial_of,
-    value_at,
+    value_of,
     values_of,
     writer_of,
 )
@@ -139,18 +140,20 @@ class Pieces:
         findings = []
         for at in range(0, len(data), SECTOR):
             sector = first + at // SECTOR
-            value = value_at(data, at)
             may = self.allowed(sector, since)
             whole = data[at : at + SECTOR]
+            value = value_of(whole)
             if value in may and whole == filled(value):
-                if len(may) > 1 and may == self._rest[sector]:
+                if len(may) > 1 and not self._races(sector, since):
                     self._rest[sector] = (value,)
-                continue
-            wrong = values_of(whole) - set(may)
-            if wrong or len(may) == 1:
-                seen = wrong or values_of(whole)
-                findings.append(self._finding(sector, seen, may, when))
+            elif not (self._races(sector, since) and is_mixed(whole, may)):
+                findings.append(self._finding(sector, values_of(whole), may, when))
         return findings
+
+    def _races(self, sector: int, since: int) -> bool:
+        """Whether a request sent at `since`, and answered now, was under way beside a write."""
+        past = self._past.get(sector, ())
+        return self._coming[sector] is not None or any(when > since for when, _ in past)
 
     def _finding(self, sector: int, seen: Iterable[int], may: Values, when: str) -> Finding:
         kind = "lost" if all(self._is_older(sector, value) for value in seen) else "crossed"

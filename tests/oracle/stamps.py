@@ -1,17 +1,24 @@
 """What is written into a sector, so that what is read says who wrote it, where, and when.
 
-A sector is one u64, 64 times: a read that races with a write may see some of the new ones.
+A sector is one line of 64 bytes, eight times: a stamp, which is a u64, and a digest of it.
 
     bits 0..31 serial of the write    32..47 sector of the volume    48..63 who wrote it
 
-0 stands for zeroes. Serials begin at 1 and no two writes of a pool share one.
+0 stands for zeroes, without a digest. Serials begin at 1 and no two writes of a pool share one.
+
+A read that races with a write may see old bytes and new ones side by side, also within a stamp: the
+kernel copies bytes, and owes nobody more. Two stamps mixed may look like a third; their digests
+mixed do not.
 """
 
 import struct
+from collections.abc import Iterable
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Final
 
 SECTOR: Final = 512
-WORDS: Final = SECTOR // 8
+_LINE: Final = 64
 MOST_SECTORS: Final = 1 << 16
 
 _WORD: Final = struct.Struct("<Q")
@@ -37,20 +44,29 @@ def serial_of(value: int) -> int:
     return value & 0xFFFFFFFF
 
 
+@lru_cache(maxsize=1 << 14)
 def filled(value: int) -> bytes:
     """The bytes of a sector that holds `value`."""
-    return _WORD.pack(value) * WORDS
+    if not value:
+        return bytes(SECTOR)
+    word = _WORD.pack(value)
+    return (word + blake2b(word, digest_size=_LINE - len(word)).digest()) * (SECTOR // _LINE)
 
 
-def value_at(data: bytes, at: int) -> int:
-    """The first value of the sector that begins at byte `at`."""
-    value: int = _WORD.unpack_from(data, at)[0]
+def value_of(sector: bytes) -> int:
+    """The first stamp in a sector's bytes."""
+    value: int = _WORD.unpack_from(sector)[0]
     return value
 
 
-def values_of(data: bytes) -> set[int]:
-    """All values in a sector's bytes; more than one if it is torn."""
-    return set(struct.unpack(f"<{len(data) // 8}Q", data))
+def values_of(sector: bytes) -> set[int]:
+    """All stamps in a sector's bytes; more than one if it is torn."""
+    return {_WORD.unpack_from(sector, at)[0] for at in range(0, SECTOR, _LINE)}
+
+
+def is_mixed(sector: bytes, values: Iterable[int]) -> bool:
+    """Whether each byte of a sector is that of one of these values, at that place."""
+    return all(byte in may for byte, *may in zip(sector, *map(filled, values), strict=True))
 
 
 def described(value: int) -> str:

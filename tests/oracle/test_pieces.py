@@ -1,7 +1,7 @@
 """The oracle's own judgement: silent about all that may be, loud about all that must not."""
 
 from tests.oracle.pieces import Clock, Finding, Pieces
-from tests.oracle.stamps import SECTOR, filled, stamp
+from tests.oracle.stamps import SECTOR, filled, stamp, value_of
 
 SECTORS = 8
 
@@ -53,6 +53,26 @@ def test_a_read_that_races_with_a_write_may_see_some_of_it() -> None:
     assert written.pieces.judge(3, mixed, written.clock.now, "read") == []
     written.pieces.end(3, 1)
     assert written.pieces.judge(3, mixed, written.clock.now, "read") != []
+
+
+def test_a_race_within_a_stamp_is_no_other_write() -> None:
+    """Two serials mixed byte by byte are the serial of a third, but the digests are mixed, too."""
+    first, third, second = (stamp(1, 3, serial) for serial in (0x10F4, 0x1104, 0x11F4))
+    clock = Clock()
+    clock.now = 0x2000
+    pieces = Pieces("v", 1, SECTORS, clock)
+    pieces.begin(3, [first])
+    pieces.end(3, 1)
+    since = clock.now
+    pieces.begin(3, [third])
+    old, new = filled(first), filled(third)
+    mixed = old[:1] + new[1:]
+    assert value_of(mixed) == second
+    assert pieces.judge(3, mixed, since, "read") == []
+    assert [one.kind for one in pieces.judge(3, filled(second), since, "read")] == ["lost"]
+    pieces.end(3, 1)
+    # Of one that was asked for when all was answered.
+    assert [one.kind for one in pieces.judge(3, mixed, clock.now, "read")] == ["lost"]
 
 
 def test_what_another_wrote_must_not_be_there() -> None:
