@@ -17,8 +17,8 @@ Invariants
 4. A table entry that may be written in place exists only while the mode takes writes.
 
 Thread-safety: any thread. `lock` guards the metadata, `unshared`, `reservations`, `volumes` and
-storing into mapping tables. Order: a gate, then a cell, then `lock`, then the locks inside modes,
-committer and reclaimer.
+storing into mapping tables. Order: a gate, then a cell (the cell first, where `provision` fills a
+block outside the gate), then `lock`, then the locks inside modes, committer and reclaimer.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ Thread-safety: any thread, outside the gate.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from thinpoold.errnos import NotFast
 from thinpoold.provision import Payload
 from thinpoold.requests import Span, blocks_of, split
@@ -29,6 +31,10 @@ from thinpoold.volume import Volume
 PORTION_BLOCKS = 1 << 10
 # The lock is held for looking at so many: some 40 blocks of metadata, which may be on disk alone.
 LOOK_BLOCKS = 1 << 12
+
+
+class _Overtaken(Exception):  # noqa: N818 - no error
+    """The volume has another size by now."""
 
 
 def trim(volume: Volume, offset: int, count: int) -> None:
@@ -72,13 +78,14 @@ def zero_beyond(volume: Volume, end: int) -> None:
     beyond = -end % volume.core.block_size
     payload = Payload(None, beyond)
 
-    def attempt() -> None:
+    def check() -> None:
         # Also of a volume that clients may only read. In here the size stays what it is.
-        if volume.size == end:
-            volume.write(payload, end, keep_holes=True)
+        if volume.size != end:
+            raise _Overtaken
 
     if beyond:
-        volume.request(attempt, queues=False)
+        with suppress(_Overtaken):
+            volume.request(lambda: volume.write(payload, end, check, keep_holes=True), queues=False)
 
 
 def unmap(volume: Volume, begin: int, end: int) -> None:
@@ -139,13 +146,11 @@ def _write_portion(
     volume: Volume, begin: int, end: int, waiters: Waiters | None, *, keep_holes: bool
 ) -> None:
     payload = Payload(None, end - begin)
-
-    def attempt() -> None:
-        volume.check_writable()
-        volume.write(payload, begin, keep_holes=keep_holes)
-
     with volume.share.taken():
-        volume.request(attempt, waiters=waiters)
+        volume.request(
+            lambda: volume.write(payload, begin, volume.check_writable, keep_holes=keep_holes),
+            waiters=waiters,
+        )
 
 
 def _check_fast(volume: Volume, offset: int, count: int, *, may_trim: bool, unmaps: bool) -> None:

@@ -75,6 +75,24 @@ class Gate:
                 self._changed.notify_all()
 
     @contextmanager
+    def stay(self) -> Iterator[None]:
+        """A request, or a part of one: enter for the context."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Leave for the context, and enter again; what was seen before may be untrue by then."""
+        self.leave()
+        try:
+            yield
+        finally:
+            self.enter()
+
+    @contextmanager
     def closed(self) -> Iterator[None]:
         """Close the gate for the context; one closer at a time, others wait for it."""
         with self._changed:

@@ -8,6 +8,10 @@ Invariants
    from the shared block it replaces, or reads as zero.
 2. A write that fails gives the reserved blocks back; nothing of the volume has changed then.
 3. The metadata lock is not held across data I/O; the cell keeps others off the blocks meanwhile.
+4. A pool whose blocks are larger than what one stay in the gate moves takes another order: the cell
+   first, outside the gate, and a stay for each of the two looks at the metadata. Whoever closes the
+   gate waits for neither the copying nor for those who wait for the cell. What a snapshot, a
+   discard or a smaller size has made of the block meanwhile the second look tells.
 
 Thread-safety: called inside the volume's gate, from any thread, with no cell held.
 """
@@ -15,7 +19,7 @@ Thread-safety: called inside the volume's gate, from any thread, with no cell he
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from thinmeta.thin import Run
@@ -66,16 +70,28 @@ def put(core: Core, payload: Payload, count: int, at: int) -> None:
         core.device.write(buffer, at)
 
 
-def write(volume: Volume, payload: Payload, offset: int, *, keep_holes: bool = False) -> int:
+def write(
+    volume: Volume,
+    payload: Payload,
+    offset: int,
+    check: Callable[[], None],
+    *,
+    keep_holes: bool = False,
+) -> int:
     """Write the front of a payload that begins in a block which needs a new data block.
 
     The payload is within one of the volume's `portions`.
 
     Returns how many bytes are done with; 0 when the first block can be written in place by now,
-    which the table says then. With `keep_holes`, zeroes leave alone what is unmapped.
-    Raises `NoDataSpace`, `NoMetadataRoom`, `DeviceError`, `Stopped`, failures of the metadata.
+    which the table says then. With `keep_holes`, zeroes leave alone what is unmapped. `check` has
+    been called in this stay in the gate, and is called in each other (`Volume.write`).
+    Raises `NoDataSpace`, `NoMetadataRoom`, `DeviceError`, `Stopped`, failures of the metadata, and
+    what `check` does.
     """
     core, size = volume.core, volume.core.block_size
+    if size > MAX_RUN_BYTES:
+        with volume.gate.outside():
+            return _write_outside(volume, payload, offset, check, keep_holes=keep_holes)
     first = offset // size
     last = -(-(offset + payload.count) // size)
     cell = (first, last)
@@ -111,6 +127,68 @@ def write(volume: Volume, payload: Payload, offset: int, *, keep_holes: bool = F
         return count
     finally:
         volume.cells.release(cell)
+
+
+def _write_outside(
+    volume: Volume,
+    payload: Payload,
+    offset: int,
+    check: Callable[[], None],
+    *,
+    keep_holes: bool,
+) -> int:
+    """As `write`, for one block that takes long to fill. Called outside the gate."""
+    core, size = volume.core, volume.core.block_size
+    first, within = divmod(offset, size)
+    count = min(payload.count, size - within)
+    cell = (first, first + 1)
+
+    def look() -> tuple[list[Run], bool]:
+        core.modes.check_writable()
+        olds, last = survey(volume, cell)
+        return olds, last == first
+
+    volume.cells.acquire(cell)
+    try:
+        while True:
+            with volume.gate.stay():
+                check()
+                with core.lock:
+                    olds, in_place = look()
+                    if in_place:
+                        return 0
+                    if keep_holes and not olds:
+                        return count
+                    data, blocks, run = core.reserve(volume, 1)
+            target = _Target(first, data, blocks, run, olds)
+            inserting = False
+            try:
+                written = _fill(core, target, payload, within, count)
+                with volume.gate.stay():
+                    check()
+                    with core.lock:
+                        olds, in_place = look()
+                    if not in_place and _data_blocks(olds) == _data_blocks(target.olds):
+                        # What is shared now counts: a snapshot may have been made.
+                        target = target._replace(olds=olds)
+                        if payload.data is not None:
+                            volume.account.credit[0] -= written - count
+                        with core.noting():
+                            inserting = True
+                            _insert(volume, target)
+                        return count
+            except BaseException:
+                if not inserting:
+                    core.unreserve(data, blocks)
+                raise
+            core.unreserve(data, blocks)
+    finally:
+        volume.cells.release(cell)
+
+
+def _data_blocks(runs: list[Run]) -> list[int]:
+    """The data blocks of runs of one block each."""
+    return [run.data_begin for run in runs]
 
 
 def survey(volume: Volume, cell: Cell) -> tuple[list[Run], int]:

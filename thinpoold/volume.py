@@ -10,8 +10,8 @@ Invariants
    to another before a grace period has passed.
 2. A request waits for space, for a commit or for an administrator outside the gate, and is then
    begun again; a request is the same done twice. One stay in the gate moves no more data than
-   `provision.MAX_RUN_BYTES`, or one block where blocks are larger: who closes the gate waits no
-   longer than that takes. So a large request may be in a snapshot in part, as after a crash.
+   `provision.MAX_RUN_BYTES`: who closes the gate waits no longer than that takes. So a large
+   request may be in a snapshot in part, as after a crash.
 3. The table has an entry for every block of the volume, and requests past its end are refused
    before they look.
 4. A block's entry comes to say 'in place' by the hand of whoever holds the block's cell, or while
@@ -164,9 +164,9 @@ class Volume:
         count = len(into)
         if offset + count > self.size:
             raise self._out_of_range(offset, count, write=False)
-        if count > self._portion:
+        if count > MAX_RUN_BYTES:
             whole = memoryview(into)
-            for begin, end in self.portions(offset, count):
+            for begin, end in cut(offset, count, MAX_RUN_BYTES):
                 self.pread(whole[begin - offset : end - offset], begin)
             return
         size = self._block_size
@@ -213,14 +213,15 @@ class Volume:
                 # Looked at in here, for it becomes so with the gate closed.
                 self.check_writable()
             entry = self._entries[block]
-            if within + count > size:
-                self.write(Payload(memoryview(data), count), offset)
+            if within + count > size or count > MAX_RUN_BYTES:
+                self.write(Payload(memoryview(data), count), offset, self.check_writable)
                 done = count
             elif entry & IN_PLACE == IN_PLACE:
                 self._device.write(data, (entry >> DATA_SHIFT) * size + within)
                 return
             else:
-                done = provision.write(self, Payload(memoryview(data), count), offset)
+                payload = Payload(memoryview(data), count)
+                done = provision.write(self, payload, offset, self.check_writable)
         except (NoDataSpace, NoMetadataRoom, TransactionBroken):
             # The slow way waits for what is missing.
             pass
@@ -240,22 +241,14 @@ class Volume:
             self._write_again(Payload(memoryview(data), count), offset, waiters)
 
     def portions(self, offset: int, count: int) -> Iterator[tuple[int, int]]:
-        """Cut a range of bytes into what one stay in the gate does: (begin, end) of each.
+        """Cut a range of bytes into what one request writes: (begin, end) of each.
 
         Cuts are between blocks, so that no new block is written twice.
         """
-        stop = offset + count
-        while offset < stop:
-            end = min(stop, offset - offset % self._portion + self._portion)
-            yield offset, end
-            offset = end
+        return cut(offset, count, self._portion)
 
     def _write_again(self, payload: Payload, offset: int, waiters: Waiters | None) -> None:
-        def attempt() -> None:
-            self.check_writable()
-            self.write(payload, offset)
-
-        self.request(attempt, waiters=waiters)
+        self.request(lambda: self.write(payload, offset, self.check_writable), waiters=waiters)
 
     def check_writable(self) -> None:
         """Raise unless clients may write. Inside the gate, or with it closed, it stays true."""
@@ -389,27 +382,45 @@ class Volume:
         if at < end:
             self.table.set_run(at, at + step, end - at, writable=True)
 
-    def write(self, payload: Payload, offset: int, *, keep_holes: bool = False) -> None:
-        """Write a payload, inside the gate; with `keep_holes` zeroes leave holes alone."""
-        size = self._block_size
-        core, entries = self.core, self._entries
+    def write(
+        self,
+        payload: Payload,
+        offset: int,
+        check: Callable[[], None],
+        *,
+        keep_holes: bool = False,
+    ) -> None:
+        """Write a payload, inside the gate; with `keep_holes` zeroes leave holes alone.
+
+        A payload that is longer than what one stay moves takes several: `check` is called in each,
+        before it changes anything, and raises what ends the request.
+        """
+        size, moved = self._block_size, 0
+        check()
         while payload.count:
+            entries = self._entries
             block, within = divmod(offset, size)
             entry = entries[block]
             if entry & IN_PLACE == IN_PLACE:
-                count = min(size - within, payload.count)
+                most = min(payload.count, MAX_RUN_BYTES)
+                count = min(size - within, most)
                 following = entry + _STEP
-                while count < payload.count:
+                while count < most:
                     block += 1
                     if entries[block] != following:
                         break
                     following += _STEP
-                    count = min(count + size, payload.count)
-                provision.put(core, payload, count, (entry >> DATA_SHIFT) * size + within)
+                    count = min(count + size, most)
+                provision.put(self.core, payload, count, (entry >> DATA_SHIFT) * size + within)
             else:
-                count = provision.write(self, payload, offset, keep_holes=keep_holes)
+                count = provision.write(self, payload, offset, check, keep_holes=keep_holes)
             payload = payload.after(count)
             offset += count
+            moved += count
+            if moved >= MAX_RUN_BYTES and payload.count:
+                with self.gate.outside():
+                    moved = 0
+                check()
 
     def _out_of_range(self, offset: int, count: int, *, write: bool) -> OutOfRange:
         return OutOfRange(
@@ -417,6 +428,15 @@ class Volume:
             f"{self.size}",
             write=write,
         )
+
+
+def cut(offset: int, count: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut a range of bytes at the multiples of `most`: (begin, end) of each piece."""
+    stop = offset + count
+    while offset < stop:
+        end = min(stop, offset - offset % most + most)
+        yield offset, end
+        offset = end
 
 
 def _clear(into: memoryview) -> None:
