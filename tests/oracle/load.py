@@ -33,7 +33,8 @@ PIECE = 8
 """Sectors of most writes: 4 KiB."""
 
 MOST_IDLE = 4
-_LARGEST_READ = 2048
+# What is read, or written, at once.
+_LARGEST = 2048
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,9 @@ class Load:
         Admin(self._changer).do(admin.create(name, self.shape.sectors * SECTOR))
         member = self._open(Pieces(name, writer, self.shape.sectors, self.clock))
         size = self.shape.block_sectors
-        for block in range(1, self.shape.blocks - 1):
-            self._write(member, member.clients[0], block * size, size, 0)
+        for first in range(size, (self.shape.blocks - 1) * size, _LARGEST):
+            count = min(_LARGEST, (self.shape.blocks - 1) * size - first)
+            self._write(member, member.clients[0], first, count, 0)
         self.pump.drain()
         return member
 
@@ -333,7 +335,7 @@ class Load:
         size = self.shape.block_sectors
         kind = self.rng.randrange(4)
         if kind == 0:
-            self._write(member, client, first, size, 0)
+            self._write(member, client, first, min(size, _LARGEST), 0)
         elif kind == 3:
             member.pieces.begin(first, [0] * size)
             client.trim(first * SECTOR, size * SECTOR, 0, self._written(member, first, size))
@@ -402,8 +404,8 @@ class Load:
 
     def _look_through(self, members: list[Member]) -> None:
         for member in members:
-            for first in range(0, self.shape.sectors, _LARGEST_READ):
-                count = min(_LARGEST_READ, self.shape.sectors - first)
+            for first in range(0, self.shape.sectors, _LARGEST):
+                count = min(_LARGEST, self.shape.sectors - first)
                 client = self.rng.choice(member.clients)
                 self._read(member, client, first, count, "all compared")
         self.pump.drain()

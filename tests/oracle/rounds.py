@@ -19,8 +19,14 @@ from tests.oracle.load import Counts, Load, Shape
 from tests.oracle.pieces import Wrong
 from tests.support.pools import PoolRig
 
-SMALL = Shape(block_sectors=128, hot_blocks=24)
-LARGE = Shape(block_sectors=2048, hot_blocks=6, requests_each=80)
+SHAPES = {
+    "64K": Shape(block_sectors=128, hot_blocks=24),
+    "1M": Shape(block_sectors=2048, hot_blocks=6, requests_each=80),
+    # Larger than what one stay in the gate moves.
+    "4160K": Shape(block_sectors=8320, hot_blocks=2, requests_each=120),
+}
+# Of a small pool and of a roomy one.
+SIZES = {"64K": ("64M", "1G"), "1M": ("256M", "16G"), "4160K": ("650M", "16G")}
 
 
 @dataclass(frozen=True)
@@ -30,15 +36,15 @@ class Configuration:
     threads: int
     fastpath: bool
     cache: str
-    large: bool
+    block: str
 
     def __str__(self) -> str:
-        block, filtered = ("1M" if self.large else "64K"), ("on" if self.fastpath else "off")
-        return f"threads={self.threads} fastpath={filtered} cache={self.cache} block={block}"
+        filtered = "on" if self.fastpath else "off"
+        return f"threads={self.threads} fastpath={filtered} cache={self.cache} block={self.block}"
 
     @property
     def shape(self) -> Shape:
-        return LARGE if self.large else SMALL
+        return SHAPES[self.block]
 
     def make(self, pool: PoolRig, *, roomy: bool) -> None:
         """Make the pool, and serve it.
@@ -46,19 +52,15 @@ class Configuration:
         In a small one data blocks are soon used again; in a roomy one volumes allocate ahead, and
         virtual blocks lie in runs.
         """
-        block = "1M" if self.large else "64K"
-        sizes = ("256M", "16G") if self.large else ("64M", "1G")
-        pool.init(sizes[roomy], block_size=block, cache=self.cache)
+        pool.init(SIZES[self.block][roomy], block_size=self.block, cache=self.cache)
         way = "on" if self.fastpath else "off"
         pool.start("--threads", str(self.threads), "--fastpath", way)
 
 
 # The filter serves nothing with cache=bufio, so it is left out there.
 CONFIGURATIONS = [
-    Configuration(threads, fastpath, cache, large)
-    for large, cache, fastpath, threads in product(
-        (False, True), ("page", "bufio"), (True, False), (1, 4)
-    )
+    Configuration(threads, fastpath, cache, block)
+    for block, cache, fastpath, threads in product(SHAPES, ("page", "bufio"), (True, False), (1, 4))
     if not (fastpath and cache == "bufio")
 ]
 

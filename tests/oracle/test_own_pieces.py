@@ -26,7 +26,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolRig]:
 
 
 def test_own_pieces(fresh: PoolRig, seed: int) -> None:
-    configuration = Configuration(threads=4, fastpath=True, cache="page", large=False)
+    configuration = Configuration(threads=4, fastpath=True, cache="page", block="64K")
     run_round(fresh, configuration, seed, lambda generations: generations < QUICK)
 
 
