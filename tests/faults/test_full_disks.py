@@ -248,27 +248,30 @@ def test_data_file_system_full(disk: SmallDisk, new_pool: PoolMaker) -> None:
 def test_data_file_system_full_with_a_queue(disk: SmallDisk, new_pool: PoolMaker) -> None:
     """Nobody tells the pool when there is room: it tries again, and the write goes through."""
     pool = new_pool("64M", data=str(disk.path / "data"), on_full="queue", start=False)
-    # A thread that serves a connection alone never waits.
-    pool.start("--threads", "8")
+    threads = 8
+    pool.start("--threads", str(threads))
     pool.create("vol", "32M")
     pump = Pump()
     writer = InflightClient(pool.socket, "vol")
     pump.clients.append(writer)
     answers: list[int] = []
     (disk.path / "filler").write_bytes(bytes(disk.free() - 10 * BLOCK))
-    for block in range(30):
-        writer.write(block * BLOCK, content(block), 0, answers.append)
+    sent = 0
     with pool.rpc() as rpc:
         while rpc.call("status")["mode"] != "out-of-data-space":
+            # The last thread that is free never waits: one more would be refused.
+            while writer.waiting < threads - 1:
+                writer.write(sent * BLOCK, content(sent), 0, answers.append)
+                sent += 1
             pump.turn(wait=False)
-    assert len(answers) < 30
+    assert writer.waiting
     (disk.path / "filler").unlink()
     disk.resize("64M")
     pump.drain()
-    assert answers == [0] * 30
+    assert answers == [0] * sent
     writer.close()
     with pool.connect("vol") as client:
-        for block in range(30):
+        for block in range(sent):
             assert client.read(block * BLOCK, BLOCK) == content(block)
 
 
