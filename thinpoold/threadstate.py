@@ -7,7 +7,11 @@ PyGILState_Ensure, called once more from within a request, counts as a user of t
 stays for the thread's next request.
 
 What was kept must be given back when the thread has ended: by another thread, for it is gone. That
-is what `release` does, once per connection, when nbdkit has joined the connection's threads.
+is what `release` does, once per connection, when nbdkit has joined the connection's threads. From
+CPython 3.12 on, who destroys a state that PyGILState_Ensure has made loses its own: the slot in
+which that finds a thread's state is cleared for the thread that calls. nbdkit's thread would abort
+the process at its next PyGILState_Release. So a thread of Python's own does it, which uses no such
+slot, and ends with that.
 
 Invariants
 
@@ -48,8 +52,9 @@ local: Final = threading.local()
 """Has the attribute `kept` in threads whose state is kept, `said` where nbdkit is to print it."""
 
 
-# (kernel thread id, thread state) of threads that were not quite gone when their connection closed:
-# a thread can be joined a moment before the kernel takes it out of /proc. Guarded by _lock.
+# (kernel thread id, thread state) of threads that were not quite gone when their connection closed: a
+# thread can be joined a moment before the kernel takes it out of /proc. Or no thread could be had to
+# destroy them. Guarded by _lock.
 _late: Final[list[tuple[int, int]]] = []
 _lock: Final = threading.Lock()
 
@@ -79,12 +84,29 @@ class Kept:
             waiting = [*_late, *self._states.items()]
             self._states.clear()
             _late.clear()
+            gone = []
             for thread, state in waiting:
-                if os.path.exists(f"/proc/self/task/{thread}"):
-                    _late.append((thread, state))
-                else:
-                    _clear(state)
-                    _delete(state)
+                left = os.path.exists(f"/proc/self/task/{thread}")
+                (_late if left else gone).append((thread, state))
+            if gone and not _destroyed([state for _, state in gone]):
+                _late.extend(gone)
+
+
+def _destroyed(states: list[int]) -> bool:
+    """Destroy states of threads that have ended; False, with none destroyed, without a thread."""
+
+    def destroy() -> None:
+        for state in states:
+            _clear(state)
+            _delete(state)
+
+    destroyer = threading.Thread(target=destroy, name="states")
+    try:
+        destroyer.start()
+    except RuntimeError:
+        return False
+    destroyer.join()
+    return True
 
 
 def late() -> int:
