@@ -13,6 +13,7 @@ Thread-safety: one thread per rig. Clients are independent of it.
 # ruff: noqa: N818
 
 import contextlib
+import functools
 import json
 import os
 import select
@@ -31,8 +32,15 @@ from tests.support.client import NbdClient
 from tests.support.rpc import Rpc, RpcGone
 from tests.support.thin import Dumped, thin_check, thin_dump
 from tests.support.tools import PATIENCE, SEARCH_PATH, run
+from tests.support.zygote import Zygote
 
 BIN = Path(sys.executable).parent
+
+
+@functools.cache
+def zygote() -> Zygote:
+    """The one of this process."""
+    return Zygote(BIN / "thinpool")
 
 
 class Refused(Exception):
@@ -64,7 +72,12 @@ class PoolRig:
     def run(
         self, *arguments: str, prefix: Sequence[str] = (), timeout: float = PATIENCE
     ) -> subprocess.CompletedProcess[str]:
-        """`thinpool ARGUMENTS` on this pool, whatever its exit status."""
+        """`thinpool ARGUMENTS` on this pool, whatever its exit status.
+
+        With a prefix the program itself is run.
+        """
+        if not prefix:
+            return zygote().run(list(arguments), env=self.env, timeout=timeout)
         return run(
             str(BIN / "thinpool"),
             *arguments,
