@@ -6,6 +6,9 @@ marked `disk` or `slow` lie where pytest puts its files. kill -9 loses neither.
 Daemons run with the C filter, and `--fastpath=off` runs them without; a test marked `both_ways` is
 run with and without.
 
+With `--skips=expected`, as `scripts/test` has it, a test that is skipped fails unless it is known
+that a machine like this lacks what it needs (`tests.support.skips`).
+
 `--seed N` repeats a random run, `--model-ops N` and `--crash-rounds N` make the long ones longer.
 """
 
@@ -13,12 +16,13 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support import skips
 from tests.support.pools import PoolRig
 from tests.support.scratch import Scratch, memory
 
@@ -37,6 +41,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seed", type=int, default=None, help="seed of the random runs")
     group.addoption("--model-ops", type=int, default=None, help="steps of the model run")
     group.addoption("--fastpath", choices=("on", "off"), default="on", help="the C filter")
+    group.addoption(
+        "--skips", choices=("any", "expected"), default="any", help="whether others fail"
+    )
     group.addoption("--crash-rounds", type=int, default=None, help="rounds of the crash run")
 
 
@@ -51,6 +58,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("both_ways"):
         metafunc.fixturenames.insert(0, "fastpath")
         metafunc.parametrize("fastpath", ["on", "off"], indirect=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and item.config.getoption("--skips") == "expected":
+        skips.judge(report)
+    return report
 
 
 @pytest.fixture

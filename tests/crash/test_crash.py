@@ -11,7 +11,7 @@ from tests.crash.rounds import Rounds
 from tests.support.agreement import disagreements
 from thinpoold.settings import CACHE
 
-DEFAULT_ROUNDS = 15
+DEFAULT_ROUNDS = 6
 SLOW_ROUNDS = 200
 
 # Little more than the volumes can hold, so that blocks are soon used again.

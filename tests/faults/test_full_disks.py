@@ -80,7 +80,9 @@ def scatter(
     return None
 
 
-@pytest.mark.parametrize("how", ["by-itself", "stop", "kill"])
+@pytest.mark.parametrize(
+    "how", ["by-itself", *(pytest.param(how, marks=pytest.mark.slow) for how in ("stop", "kill"))]
+)
 def test_metadata_file_system_full(
     metadata_disk: SmallDisk, new_pool: PoolMaker, tmp_path: Path, how: str
 ) -> None:
@@ -131,7 +133,13 @@ def test_metadata_file_system_full(
         assert scatter(client, random.Random(2), 100) is None
 
 
-@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+@pytest.mark.parametrize(
+    "restarted",
+    [
+        pytest.param(False, id="running", marks=pytest.mark.slow),
+        pytest.param(True, id="restarted"),
+    ],
+)
 def test_no_room_for_metadata_is_no_end(
     metadata_disk: SmallDisk, new_pool: PoolMaker, tmp_path: Path, restarted: bool
 ) -> None:

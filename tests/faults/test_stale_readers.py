@@ -58,7 +58,13 @@ def seen(rig: PoolRig) -> int | None:
     return None if found is None else int(found["pid"])
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGSTOP, id="stopped", marks=pytest.mark.slow),
+    ],
+)
 def test_a_reader_of_an_old_commit_is_seen_until_it_has_gone(
     new_pool: PoolMaker, how: signal.Signals
 ) -> None:

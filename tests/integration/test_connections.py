@@ -1,4 +1,4 @@
-"""A daemon goes on whatever comes and goes: connections, each with threads that Python did not make."""
+"""A daemon goes on while connections come and go, with threads that Python did not make."""
 
 from tests.conftest import PoolMaker
 from tests.support.inflight import InflightClient, Pump

@@ -177,7 +177,10 @@ def test_deleting_every_tree_leaves_nothing(seed: int, value_size: int) -> None:
     assert forest.counts.nr_allocated == 4
 
 
-@pytest.mark.parametrize("order", ["ascending", "descending", "random"])
+@pytest.mark.parametrize(
+    "order",
+    ["random", *(pytest.param(one, marks=pytest.mark.slow) for one in ("ascending", "descending"))],
+)
 def test_three_levels(order: str) -> None:
     """Nodes above the leaves split, share and merge as well."""
     forest = Forest(128, cache_blocks=500)

@@ -29,6 +29,7 @@ def fill(metadata: ThinMetadata, dev: int, begin: int, count: int) -> None:
         begin += got
 
 
+@pytest.mark.slow
 def test_a_million_in_bulk(tmp_path: Path) -> None:
     store, metadata = new()
     fill(metadata, 1, 0, MILLION)
