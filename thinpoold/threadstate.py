@@ -52,9 +52,9 @@ local: Final = threading.local()
 """Has the attribute `kept` in threads whose state is kept, `said` where nbdkit is to print it."""
 
 
-# (kernel thread id, thread state) of threads that were not quite gone when their connection closed: a
-# thread can be joined a moment before the kernel takes it out of /proc. Or no thread could be had to
-# destroy them. Guarded by _lock.
+# (kernel thread id, thread state) of threads that were not quite gone when their connection closed:
+# a thread can be joined a moment before the kernel takes it out of /proc. Or no thread could be had
+# to destroy them. Guarded by _lock.
 _late: Final[list[tuple[int, int]]] = []
 _lock: Final = threading.Lock()
 
@@ -84,7 +84,7 @@ class Kept:
             waiting = [*_late, *self._states.items()]
             self._states.clear()
             _late.clear()
-            gone = []
+            gone: list[tuple[int, int]] = []
             for thread, state in waiting:
                 left = os.path.exists(f"/proc/self/task/{thread}")
                 (_late if left else gone).append((thread, state))
