@@ -1,11 +1,12 @@
 """Pools made by the program as it was, packed: what was written once opens ever after.
 
-    python -m tests.formats.packed NAME     packs `NAME.clean` and `NAME.killed` as they come out now
+    python -m tests.formats.packed NAME     packs `NAME.clean` and `NAME.killed`, by this program
 
-NAME is the version of the formats, one more than the last in this folder. Packed ones are never made
-anew. `clean` was stopped; `killed` was not, and has notes that no commit holds, which were flushed.
+NAME is the version of the formats, one more than the last in this folder. Packed ones are never
+made anew. `clean` was stopped; `killed` was not, and has notes that no commit holds, which were
+flushed.
 
-Both hold volume `vol` of 4 MiB with a label, a limit and a rule, snapshot `snap` of it, and `doomed`,
+Both hold volume `vol` of 4 MiB with a label, a limit and a rule, its snapshot `snap`, and `doomed`,
 which was deleted. What they hold is in `CONTENT`.
 """
 
