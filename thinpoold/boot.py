@@ -17,9 +17,9 @@ unit hands it over as THINPOOLD_BOOT_ID.
 
 What is assumed: an id that is mounted over is another's, and so is one that a service manager hands
 over within a container; any other is the kernel's. And a kernel's id never comes twice. Some
-sandboxes show the same id for ever, and so does what an administrator has mounted over it; there the
-clock tells of a restart as long as the machine has not been up for longer than it was then. That
-clock proves no restart by itself: a time namespace gives each container another.
+sandboxes show the same id for ever, and so does what an administrator has mounted over it; there
+the clock tells of a restart as long as the machine has not been up for longer than it was then.
+That clock proves no restart by itself: a time namespace gives each container another.
 
 Thread-safety: no state.
 """
@@ -55,7 +55,7 @@ class Since(Enum):
 class Boot:
     """`id` is 16 bytes, empty where there is none; `own`: it is the kernel's, not a container's.
 
-    `uptime_ns` is how long it had lasted when it was noted, in nanoseconds; 0 where nobody noted it.
+    `uptime_ns` is how long it had lasted when it was noted, in nanoseconds; 0 where nobody did.
     """
 
     id: bytes

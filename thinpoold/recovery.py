@@ -191,8 +191,8 @@ class _Lost:
             self._note(
                 {},
                 changes,
-                "nobody can tell whether the machine was restarted since (a container, or a boot id "
-                "that never changes)",
+                "nobody can tell whether the machine was restarted since (a container, or a boot "
+                "id that never changes)",
             )
         away = [one.uuid for one in self._ledger.entries() if Mark.NETWORK in one.marks]
         self.content(away, "the machine was restarted while a client on another had it open")
