@@ -10,11 +10,16 @@ A service that sees no more of /proc than processes (ProcSubset=pid, as ours) ca
 unit hands it over as THINPOOLD_BOOT_ID.
 
     ids equal                          the same boot
+    ids equal, but the clock that runs
+    from boot on shows less than then  unknown: the id is one that never changes
     ids differ, both the kernel's own  another boot: memory is gone, and every local client with it
     ids differ, one is a container's   unknown: neither may be assumed
 
 What is assumed: an id that is mounted over is another's, and so is one that a service manager hands
-over within a container; any other is the kernel's. And a kernel's id never comes twice.
+over within a container; any other is the kernel's. And a kernel's id never comes twice. Some
+sandboxes show the same id for ever, and so does what an administrator has mounted over it; there
+the clock tells of a restart as long as the machine has not been up for longer than it was then.
+That clock proves no restart by itself: a time namespace gives each container another.
 
 Thread-safety: no state.
 """
@@ -22,9 +27,10 @@ Thread-safety: no state.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from time import CLOCK_BOOTTIME, clock_gettime_ns
 from typing import Final
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -47,17 +53,21 @@ class Since(Enum):
 
 @dataclass(frozen=True)
 class Boot:
-    """`id` is 16 bytes, empty where there is none; `own`: it is the kernel's, not a container's."""
+    """`id` is 16 bytes, empty where there is none; `own`: it is the kernel's, not a container's.
+
+    `uptime_ns` is how long it had lasted when it was noted, in nanoseconds; 0 where nobody did.
+    """
 
     id: bytes
     own: bool
+    uptime_ns: int = field(default=0, compare=False)
 
     def since(self, earlier: Boot) -> Since:
         """Return what became of the machine since that boot."""
         if not self.id or not earlier.id:
             return Since.UNKNOWN
         if self.id == earlier.id:
-            return Since.SAME
+            return Since.UNKNOWN if self.uptime_ns < earlier.uptime_ns else Since.SAME
         return Since.OTHER if self.own and earlier.own else Since.UNKNOWN
 
 
@@ -67,14 +77,20 @@ NO_BOOT: Final = Boot(b"", own=False)
 
 def current() -> Boot:
     """Return this boot."""
+    now = uptime_ns()
     try:
-        return Boot(_parsed(BOOT_ID.read_text()), own=not _is_mounted_over(BOOT_ID))
+        return Boot(_parsed(BOOT_ID.read_text()), not _is_mounted_over(BOOT_ID), now)
     except (OSError, ValueError):
         pass
     try:
-        return Boot(_parsed(os.environ.get(ENVIRONMENT, "")), own=not CONTAINER.exists())
+        return Boot(_parsed(os.environ.get(ENVIRONMENT, "")), not CONTAINER.exists(), now)
     except ValueError:
         return NO_BOOT
+
+
+def uptime_ns() -> int:
+    """Return how long this boot has lasted, in nanoseconds; it goes on while the machine sleeps."""
+    return clock_gettime_ns(CLOCK_BOOTTIME)
 
 
 def _parsed(text: str) -> bytes:

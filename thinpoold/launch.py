@@ -13,7 +13,7 @@ import os
 import re
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from thinpoold import lock, logkeeper, poolfiles
@@ -78,20 +78,27 @@ def stop(paths: PoolPaths) -> dict[str, Any]:
             ) from None
         raise
     with client:
-        # Opened before the request, so that the process meant is the one waited for.
         pid = client.server_pid
+        if not pid:
+            return _stop(client, "the pool's daemon", lambda: lock.await_released(paths))
+        # Opened before the request, so that the process meant is the one waited for.
         try:
             process = os.pidfd_open(pid)
         except ProcessLookupError:
             raise PoolNotRunning("the pool is not running: it has just stopped") from None
         try:
-            answer: dict[str, Any] = client.call("stop")
-            client.close()
-            until = "until all is written out, and clients have had their answers"
-            with Waiting(f"the pool's daemon, process {pid}, to end", until):
-                select.select([process], [], [])
+            daemon = f"the pool's daemon, process {pid},"
+            return _stop(client, daemon, lambda: select.select([process], [], []))
         finally:
             os.close(process)
+
+
+def _stop(client: ControlClient, who: str, await_end: Callable[[], object]) -> dict[str, Any]:
+    """Ask the daemon to end, and wait for that; return what it answered."""
+    answer: dict[str, Any] = client.call("stop")
+    client.close()
+    with Waiting(f"{who} to end", "until all is written out, and clients have had their answers"):
+        await_end()
     return answer
 
 

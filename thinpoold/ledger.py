@@ -16,7 +16,8 @@ Invariants
    go, and before a flush succeeds. It goes when an administrator has accepted it (`admin.losses`).
 3. The file is written to its full size and synced when it is made: marking never needs space, but
    for the 512th volume that is open at once.
-4. `generation` is that of a commit which is durable: the last, or the one before it.
+4. `generation` is that of a commit which is durable: the last, or the one before it. The boot's
+   uptime is that of the last write of the pool's slot in this boot.
 5. Nobody waits for the disk with `_lock` held, for it is taken under the core's: what must be
    durable is written with it, and synced after that. `mark_opened` leaves that to its caller, who
    has the core's lock then, and has asked for room before.
@@ -37,7 +38,7 @@ from time import time
 from typing import Final
 
 from thinpoold import pagecache, poolfiles
-from thinpoold.boot import NO_BOOT, Boot, Since, current
+from thinpoold.boot import NO_BOOT, Boot, Since, current, uptime_ns
 from thinpoold.errors import DeviceError, NoSpace
 from thinpoold.ledger_format import (
     NO_MARK,
@@ -119,6 +120,7 @@ class Ledger:
         self._syncing = 0
         # What was found of it counts until `begin`, also if this process dies before.
         self._kept_state = NO_STATE
+        self._begun = False
         # Those that are open in this process, and those of them that a client has open. The other
         # OPEN ones a client had open in an earlier process.
         self._opened: set[bytes] = set()
@@ -164,6 +166,7 @@ class Ledger:
             self._boot, self._generation = boot, generation
             self._state = NO_STATE if boot.own else State.CONTAINED
             self._kept_state = NO_STATE
+            self._begun = True
             self._put_pool()
         self._sync()
 
@@ -439,6 +442,8 @@ class Ledger:
 
     def _put_state(self, state: State) -> None:
         """Write another state, and then remember it."""
+        if self._begun:
+            self._boot = replace(self._boot, uptime_ns=uptime_ns())
         self._write(packed(pack_pool(state, self._generation, self._boot), self._uuid), 0)
         self._state = state
 

@@ -1,6 +1,6 @@
 """What is in a pool's ledger (`ledger`): a slot for the pool, and one for each volume it knows of.
 
-    0      the pool     magic, state, generation, boot id                       zeroes, CRC-32
+    0      the pool     magic, state, generation, boot id, uptime in ns         zeroes, CRC-32
     128    a volume     uuid, marks, seconds since 1970, digest of a name, client text, CRC-32
     256    ...
 
@@ -28,7 +28,7 @@ from thinpoold.errors import DeviceError
 SLOT_BYTES: Final = 128
 _MAGIC: Final = b"tpledgr1"
 _CRC: Final = struct.Struct("<I")
-_POOL: Final = struct.Struct("<8sIQ16s88x")
+_POOL: Final = struct.Struct("<8sIQ16sQ80x")
 _VOLUME: Final = struct.Struct("<16sIQ16s80s")
 _CLIENT_BYTES: Final = 80
 assert _POOL.size == _VOLUME.size == SLOT_BYTES - _CRC.size
@@ -137,17 +137,18 @@ def read(path: Path, uuid: bytes) -> Found:
         if slot:
             entries[slot] = Entry.unpack(body)
             continue
-        magic, state, generation, boot = _POOL.unpack(body)
+        magic, state, generation, boot, uptime_ns = _POOL.unpack(body)
         if magic == _MAGIC:
             state = State(state)
             boot_id = boot if any(boot) else b""
-            found = Found(state, generation, Boot(boot_id, own=State.CONTAINED not in state))
+            own = State.CONTAINED not in state
+            found = Found(state, generation, Boot(boot_id, own, uptime_ns))
     return replace(found, entries={slot: one for slot, one in entries.items() if one.marks})
 
 
 def pack_pool(state: State, generation: int, boot: Boot) -> bytes:
     """Return the body of the pool's slot."""
-    return _POOL.pack(_MAGIC, state, generation, boot.id or bytes(16))
+    return _POOL.pack(_MAGIC, state, generation, boot.id or bytes(16), boot.uptime_ns)
 
 
 def packed(body: bytes, uuid: bytes) -> bytes:

@@ -101,6 +101,20 @@ def is_held(paths: PoolPaths) -> bool:
     return False
 
 
+def await_released(paths: PoolPaths) -> None:
+    """Return once no process holds the lock. Raises DeviceError when it cannot be opened."""
+    try:
+        fd = poolfiles.open_file(paths.lock, os.O_RDWR)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DeviceError(f"{paths.lock}: {error.strerror}", error.errno or 0) from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
 def locked(paths: PoolPaths) -> PoolLocked:
     """Return the error that says who holds the pool."""
     who = holder(paths)

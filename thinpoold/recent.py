@@ -112,6 +112,8 @@ class RecentChanges:
         self._paths = tuple(paths)
         self._uuid = uuid
         self._boot = boot.current().id
+        # In which boot a process has noted what counts without having been flushed; empty: in none.
+        self._trusted_boot = self._boot
         # The open transaction's first.
         self._files: list[_File] = []
         # Its marks, what the one under way vouches for, and where that ends.
@@ -133,10 +135,14 @@ class RecentChanges:
 
         All that it noted, if that was in this boot of the machine, else what was flushed.
         """
-        found = [
-            left for path in self._paths if (left := read(path, self._boot, self._uuid)) is not None
-        ]
-        return sorted(found, key=lambda left: left.generation)
+        found = [read(path, self._trusted_boot, self._uuid) for path in self._paths]
+        return sorted(
+            (left for left in found if left is not None), key=lambda left: left.generation
+        )
+
+    def distrust(self) -> None:
+        """The boot's id does not tell whether the machine was restarted since a process died."""
+        self._trusted_boot = b""
 
     def keep_flushed(self) -> None:
         """Of what a process left that died, let just what was flushed count from now on.
@@ -144,7 +150,7 @@ class RecentChanges:
         Raises `OSError`.
         """
         for path in self._paths:
-            left = read(path, self._boot, self._uuid)
+            left = read(path, self._trusted_boot, self._uuid)
             if left is not None:
                 fd = poolfiles.open_file(path, os.O_WRONLY)
                 try:

@@ -78,9 +78,11 @@ def recover(
     commit stands. Raises `DeviceError` when a loss cannot be noted, or the device still fails.
     """
     registry = Registry(metadata)
+    since = _since(ledger)
+    if since is Since.UNKNOWN:
+        recent.distrust()
     leftovers = waiting(recent, metadata.generation)
     lost = _Lost(registry, ledger, losses, block_size)
-    since = _since(ledger)
     if ledger.found.died or leftovers:
         if since is not Since.OTHER:
             doubt = _marks_error(ledger)
@@ -187,7 +189,10 @@ class _Lost:
         if since is Since.UNKNOWN:
             changes = [one for left in leftovers for one in left.dropped]
             self._note(
-                {}, changes, "nobody can tell whether the machine was restarted since (a container)"
+                {},
+                changes,
+                "nobody can tell whether the machine was restarted since (a container, or a boot "
+                "id that never changes)",
             )
         away = [one.uuid for one in self._ledger.entries() if Mark.NETWORK in one.marks]
         self.content(away, "the machine was restarted while a client on another had it open")

@@ -2,9 +2,10 @@
 
 The classes keep apart who has to act: the user asked for something that cannot be (`NotFound`,
 `AlreadyExists`), the pool is full (`NoDataSpace`, `NoMetadataSpace`), the machine failed
-(`StoreError`), the metadata is damaged (`Corrupt`) or not ours to touch (`UnsupportedFormat`,
-`ReadOnlyStore`), or a handle outlived its store (`Closed`). Anything else is a bug, and is not
-caught here. They carry no errno for NBD and no exit status: each front end maps them in one place.
+(`StoreError`), another process is in the way (`Busy`), the metadata is damaged (`Corrupt`) or not
+ours to touch (`UnsupportedFormat`, `ReadOnlyStore`), or a handle outlived its store (`Closed`).
+Anything else is a bug, and is not caught here. They carry no errno for NBD and no exit status: each
+front end maps them in one place.
 """
 
 # The names are those a caller reads in `except`: what happened, not that it is an error.
@@ -47,6 +48,10 @@ class StoreError(ThinMetaError):
     def __init__(self, errno: int, message: str | None = None) -> None:
         self.errno = errno
         super().__init__(message or os.strerror(errno))
+
+
+class Busy(ThinMetaError):
+    """Another process is in the way, and will not be for ever; the metadata is as it was."""
 
 
 class Corrupt(ThinMetaError):

@@ -138,10 +138,9 @@ class Scenario:
         self.rig, self.disk, self._forget = rig, disk, forget
         self.guests = [Guest(rig, number + 1) for number in range(guests)]
 
-    def prepare(self, size: str, data: str | None) -> None:
+    def prepare(self, size: str, data: str, *, cache: str) -> None:
         """Make the pool and its volumes, all flushed."""
-        options: dict[str, str | bool] = {"data": data, "force": True} if data else {}
-        self.rig.init(size, **options)
+        self.rig.init(size, data=data, force=True, cache=cache)
         self.rig.start()
         for guest in self.guests:
             self.rig.create(guest.name, BLOCKS * BLOCK)

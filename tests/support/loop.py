@@ -19,9 +19,9 @@ class Loops:
     def __init__(self) -> None:
         self._attached: list[str] = []
 
-    def attach(self, backing: Path) -> Path:
-        """A block device over a file; skips the test where there can be none."""
-        done = run("losetup", "--find", "--show", str(backing), check=False)
+    def attach(self, backing: Path, *options: str) -> Path:
+        """A block device over a file, with options of losetup; skips where there can be none."""
+        done = run("losetup", "--find", "--show", *options, str(backing), check=False)
         if done.returncode:
             pytest.skip(f"no loop device here: {done.stderr.strip()}")
         self._attached.append(done.stdout.strip())

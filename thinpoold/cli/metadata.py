@@ -155,7 +155,7 @@ def export_metadata(file: str, pool: str | None, as_json: bool) -> None:
 
 def _check(paths: PoolPaths, progress: Progress, *, running: bool) -> "CheckResult":
     from thinmeta.check import CheckResult, Problem, check
-    from thinmeta.errors import ThinMetaError
+    from thinmeta.errors import Busy, ThinMetaError
     from thinpoold.audit import audit, data_mark, last_commit
     from thinpoold.metadata_file import damaged_pages
 
@@ -173,6 +173,8 @@ def _check(paths: PoolPaths, progress: Progress, *, running: bool) -> "CheckResu
                 except DeviceError as error:
                     output.note(f"whose the data device is was not checked: {error}")
             return dataclasses.replace(result, errors=[*result.errors, *more])
+    except Busy:
+        raise
     except ThinMetaError as error:
         return CheckResult([Problem("store", paths.metadata.name, str(error))])
 

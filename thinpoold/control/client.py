@@ -96,7 +96,7 @@ class ControlClient:
 
     @property
     def server_pid(self) -> int:
-        """The process that listens, as the kernel knows it."""
+        """The process that listens, as the kernel knows it; 0 in a namespace that is not ours."""
         return _listener(self._peer)[0]
 
     def call(self, method: str, params: dict[str, Json] | None = None) -> Json:

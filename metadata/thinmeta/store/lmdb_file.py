@@ -16,6 +16,7 @@ import lmdb
 import lmdb.verify
 
 from thinmeta.errors import (
+    Busy,
     Corrupt,
     NoMetadataSpace,
     StoreError,
@@ -40,6 +41,13 @@ def translated(error: lmdb.Error | OSError, path: Path) -> ThinMetaError:
         return Corrupt("store", str(path), str(error).removeprefix(f"{path}: "))
     if isinstance(error, lmdb.VersionMismatchError):
         return UnsupportedFormat(message)
+    if code == errno.EAGAIN:
+        # A process that reads locks the byte of the lock file that its process id says.
+        return Busy(
+            f"{path}: a process of another process id namespace reads it, whose id is "
+            f"{os.getpid()} there, as this one's is here: try again, or run this in the same "
+            "namespace (the same container)"
+        )
     # LMDB's own codes are negative.
     return StoreError(code if code > 0 else errno.EIO, message)
 

@@ -24,6 +24,11 @@ ONE, OTHER = b"1" * 16, b"2" * 16
         (Boot(ONE, own=False), Boot(OTHER, own=True), Since.UNKNOWN),
         (Boot(ONE, own=True), Boot(OTHER, own=False), Since.UNKNOWN),
         (Boot(ONE, own=False), Boot(OTHER, own=False), Since.UNKNOWN),
+        # An id that never changes: the machine is younger than it was.
+        (Boot(ONE, True, 9), Boot(ONE, True, 8), Since.UNKNOWN),
+        (Boot(ONE, False, 9), Boot(ONE, False, 8), Since.UNKNOWN),
+        (Boot(ONE, True, 9), Boot(ONE, True, 9), Since.SAME),
+        (Boot(ONE, True, 9), Boot(OTHER, True, 8), Since.OTHER),
         # The same run of one container.
         (Boot(ONE, own=False), Boot(ONE, own=False), Since.SAME),
         (NO_BOOT, Boot(ONE, own=True), Since.UNKNOWN),
@@ -37,7 +42,10 @@ def test_what_became_of_the_machine(earlier: Boot, now: Boot, since: Since) -> N
 
 def test_this_machines_boot_is_told_as_often_as_asked() -> None:
     found = boot.current()
-    assert found == boot.current()
+    again = boot.current()
+    assert found == again
+    assert again.since(found) is Since.SAME
+    assert 0 < found.uptime_ns <= again.uptime_ns
     assert len(found.id) == 16
 
 

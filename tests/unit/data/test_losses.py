@@ -22,7 +22,7 @@ from thinmeta.store.lmdb import LmdbStore
 from thinpoold import admin, boot
 from thinpoold.device import DataDevice
 from thinpoold.errors import DeviceError, LossNotAccepted, PoolStopped, UserError
-from thinpoold.ledger import Guest, Ledger, State
+from thinpoold.ledger import Guest, Ledger, State, read
 from thinpoold.modes import Mode
 from thinpoold.pool import Pool, create_pool
 from thinpoold.volume import Volume
@@ -334,6 +334,34 @@ def test_a_new_boot_id_of_a_container_loses_what_was_not_flushed_and_says_so(
     (loss,) = pool.core.losses.of(volume.uuid)
     assert loss["ranges"] == [[BLOCK, 2 * BLOCK], [5 * BLOCK, BLOCK]]
     pool.close()
+
+
+def test_a_restart_under_a_boot_id_that_never_changes_is_told_by_the_clock(
+    directory: Path, reboot: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reboot()
+    pool, volume = guests(directory)
+    volume.pwrite(b"a" * BLOCK, 0)
+    pool.core.sync()
+    volume.pwrite(b"b" * BLOCK, BLOCK)
+    die(pool)
+    monkeypatch.setattr(boot, "uptime_ns", lambda: 1)
+    pool, volume = opened(directory)
+    assert blocks(volume)[:2] == b"a\0"
+    refused(pool)
+    (loss,) = pool.core.losses.of(volume.uuid)
+    assert loss["ranges"] == [[BLOCK, BLOCK]]
+    pool.close()
+
+
+def test_the_age_of_a_boot_is_noted_anew_with_each_commit(directory: Path) -> None:
+    pool, volume = guests(directory)
+    begun = boot.uptime_ns()
+    volume.pwrite(b"a" * BLOCK, 0)
+    pool.core.flush()
+    die(pool)
+    noted = read(directory / "ledger", pool.record.uuid).boot.uptime_ns
+    assert begun < noted < boot.uptime_ns()
 
 
 def test_a_new_boot_id_of_a_container_loses_nothing_that_was_flushed(
