@@ -7,7 +7,8 @@ thousands a second. So somebody has to count, and it cannot be the daemon: much 
 writes to stderr by itself, also when the process is about to abort.
 
 nbdkit names a connection by a number alone. The plugin introduces each (`introduction`) when it
-opens a volume, in a line that goes no further than here.
+opens a volume, in a line that goes no further than here. Where a connection has several threads,
+nbdkit names those, whosever they are: then only what the plugin refuses tells volume and client.
 
 Invariants
 
@@ -54,6 +55,8 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
 _HEAD = re.compile(rf"({_TIME.pattern})?(thinpoold|nbdkit): |Fatal Python error: ")
 # `python` is the plugin's name to nbdkit, the number the connection's, [N] for none.
 _CONNECTION = re.compile(r"nbdkit: \S+?\[(\d+)\]: (?:error: )?")
+# A thread of a connection that has several: of which connection nbdkit does not say.
+_WORKER = re.compile(r"nbdkit: \S+?\.\d+: (?:error: )?")
 _SCRIPT = re.compile(r"\S*thinpool\.py: (\w+): error: ")
 _NUMBERS = re.compile(r"(?<==)\d+|(?<= at )\d+|\d+(?= bytes)")
 _INTRODUCTION = "introducing connection: "
@@ -189,6 +192,9 @@ class Condenser:
     def _named(self, text: str) -> str:
         """Name the volume and client of a connection's message; "" for an introduction."""
         match = _CONNECTION.match(text)
+        worker = _WORKER.match(text) if match is None else None
+        if worker is not None:
+            return self._of_client("a client", text[worker.end() :])
         if match is None:
             return text
         number, rest = match[1], text[match.end() :]
@@ -197,10 +203,14 @@ class Condenser:
                 del self._connections[next(iter(self._connections))]
             self._connections[number] = rest.removeprefix(_INTRODUCTION)
             return ""
+        who = self._connections.get(number, "a client that has opened no volume")
+        return self._of_client(who, rest)
+
+    @staticmethod
+    def _of_client(who: str, rest: str) -> str:
         if _SCRIPT.match(rest):
             # The plugin has named them already.
             return "nbdkit: " + _SCRIPT.sub(r"\1: ", rest, count=1)
-        who = self._connections.get(number, "a client that has opened no volume")
         return f"nbdkit: {who}: {rest}"
 
 

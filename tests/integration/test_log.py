@@ -65,7 +65,8 @@ def test_a_refusal_is_one_line_with_volume_and_client(
     volume: str,
     says: str,
 ) -> None:
-    rig = new_pool("16M", on_full="error")
+    rig = new_pool("16M", start=False, on_full="error")
+    rig.start("--threads", "1")
     rig.create("looked-at", "1M", "--read-only")
     rig.create("large", "1G")
     refused, once = 0, act(rig)
@@ -75,7 +76,9 @@ def test_a_refusal_is_one_line_with_volume_and_client(
         except Exception:
             refused += 1
     assert refused > TIMES / 2
-    (line,) = rig.logged(says)
+    lines = rig.logged(says)
+    assert len(lines) == 1, lines
+    line = lines[0]
     assert f"volume {volume!r}, python" in line
     assert f"(process {os.getpid()}, user {os.geteuid()})" in line
     before = len(log_of(rig))
@@ -85,6 +88,20 @@ def test_a_refusal_is_one_line_with_volume_and_client(
     assert len(rig.logged(says, f"({refused - 1} more like it")) == 1
     assert "Traceback" not in log_of(rig)
     assert "\n\n" not in log_of(rig)
+
+
+def test_so_it_is_where_a_connection_has_several_threads(new_pool: PoolMaker) -> None:
+    """nbdkit names the threads then, and not the connection."""
+    rig = new_pool("16M", start=False)
+    rig.start("--threads", "4")
+    rig.create("looked-at", "1M", "--read-only")
+    once = write_read_only(rig)
+    for _ in range(TIMES):
+        with pytest.raises(NbdError):
+            once()
+    lines = rig.logged("write request on readonly connection")
+    assert len(lines) == 1, lines
+    assert " nbdkit: a client: " in lines[0]
 
 
 def test_who_may_open_nothing_fills_nothing(pool: PoolRig) -> None:

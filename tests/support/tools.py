@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ def run(
     env: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
     stdin: str | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a program to its end and captures what it says; with `check`, it must succeed.
 
@@ -49,6 +51,7 @@ def run(
         timeout=timeout,
         check=False,
         env=dict(env) if env is not None else None,
+        cwd=cwd,
         input=stdin if stdin is not None else "",
     )
     if check and done.returncode != 0:

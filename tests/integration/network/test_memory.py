@@ -21,7 +21,9 @@ CLIENTS = 12
 
 @pytest.fixture
 def rig(new_pool: PoolMaker) -> PoolRig:
-    rig = new_pool()
+    rig = new_pool(start=False)
+    # Each thread of a connection may have a buffer.
+    rig.start("--threads", "1")
     rig.create("v", str(HUGE))
     return rig
 

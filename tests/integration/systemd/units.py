@@ -99,6 +99,10 @@ class Machine:
                 path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o644))
 
 
+# As systemd writes it where it knows that its reader takes UTF-8.
+ARROW = "(?:->|→)"
+
+
 @dataclass
 class Plan:
     """Units with their dependencies by kind, the units that have a start job, and complaints."""
@@ -112,11 +116,11 @@ class Plan:
         dependencies: dict[str, dict[str, set[str]]] = {}
         unit: dict[str, set[str]] = {}
         for line in text.splitlines():
-            if found := re.fullmatch(r"\s*-> Unit (.*):", line):
+            if found := re.fullmatch(rf"\s*{ARROW} Unit (.*):", line):
                 unit = dependencies.setdefault(found[1], {})
             elif found := re.fullmatch(r"\s+(\w+): (\S+) \((?:origin|destination)-.*\)", line):
                 unit.setdefault(found[1], set()).add(found[2])
-        started = set(re.findall(r"Action: (\S+) -> start", text))
+        started = set(re.findall(rf"Action: (\S+) {ARROW} start", text))
         assert dependencies, text
         assert started, text
         # About our units, or about a cycle through anybody's.

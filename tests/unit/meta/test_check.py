@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.tools import run
 from tests.unit.meta.workbench import (
     DATA_BLOCKS,
     Bench,
@@ -96,10 +97,15 @@ def test_silent_on_metadata_of_the_kernels_tools(tmp_path: Path, devices: str) -
 
 
 def test_sums_that_hide_free_blocks_are_a_fault_of_ours_alone(tmp_path: Path) -> None:
-    """thin_restore frees a metadata block that it leaves counted in sum and index."""
+    """thin_restore frees a metadata block that it leaves counted in sum and index.
+
+    That of version 1 does not, and nothing is wrong with what it writes.
+    """
     store = load(restore(tmp_path, ""))
     assert check(store, foreign=True).ok
-    assert {kind for kind, _ in problems(check(store))} == {"index", "count", "orphan"}
+    version = run("thin_restore", "--version").stdout.split()[-1]
+    wrong = {"index", "count", "orphan"} if version.startswith("0.") else set()
+    assert {kind for kind, _ in problems(check(store))} == wrong
 
 
 def test_silent_on_a_metadata_snapshot(bench: Bench) -> None:
