@@ -13,7 +13,7 @@ from tests.support.tools import PATIENCE, run
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not LAST_PID.exists(), reason="namespaces need root"
+    os.geteuid() != 0 or not LAST_PID.exists(), reason="a namespace needs root"
 )
 
 # $1, mounted as $2; then, as process $3, the rest.
