@@ -49,11 +49,11 @@ def system(pool: PoolRig, tmp_path: Path) -> str:
 
 @pytest.fixture
 def boot(pool: PoolRig, kernel: Kernel, initramfs: Path) -> Iterator[GuestMaker]:
-    """`boot(volume, *options)`: a guest that has booted from the volume."""
+    """`boot(volume, *options, device="")`: a guest that has booted from the volume."""
     with ExitStack() as guests:
 
-        def start(volume: str, *options: str) -> Guest:
-            guest = Guest(kernel, initramfs, pool.socket, volume, *options)
+        def start(volume: str, *options: str, device: str = "") -> Guest:
+            guest = Guest(kernel, initramfs, pool.socket, volume, *options, device=device)
             return guests.enter_context(guest).boot()
 
         # The guests go before the pool does, even after a failure.

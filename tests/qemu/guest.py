@@ -101,9 +101,18 @@ class Guest:
     """One running virtual machine."""
 
     def __init__(
-        self, kernel: Kernel, initramfs: Path, socket: str, export: str, *options: str
+        self,
+        kernel: Kernel,
+        initramfs: Path,
+        socket: str,
+        export: str,
+        *options: str,
+        device: str = "",
     ) -> None:
-        """Starts it; `options` are further ones of the NBD block device: `reconnect-delay=60`."""
+        """Starts it; `options` are further ones of the NBD block device: `reconnect-delay=60`.
+
+        `device` has further ones of the guest's device: `discard_granularity=65536`.
+        """
         disk = ",".join(
             (
                 "driver=nbd,node-name=disk,discard=unmap,detect-zeroes=unmap",
@@ -117,7 +126,8 @@ class Guest:
             *("-kernel", str(kernel.image), "-initrd", str(initramfs)),
             *("-append", "console=ttyS0 quiet panic=-1"),
             *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
-            *("-blockdev", disk, "-device", "virtio-blk-pci,drive=disk"),
+            *("-blockdev", disk),
+            *("-device", ",".join(["virtio-blk-pci,drive=disk", *filter(None, [device])])),
         )
         self._log = b""
         self._seen = 0

@@ -80,6 +80,15 @@ def test_a_guest_gives_space_back(pool: PoolRig, system: str, boot: GuestMaker) 
     assert used(pool, system) <= full - 44 * MIB
 
 
+def test_a_guest_knows_the_granularity_that_its_device_is_given(
+    pool: PoolRig, system: str, boot: GuestMaker
+) -> None:
+    """QEMU does not take it from NBD: it is the operator's to say."""
+    size = pool.status()["block_size"]
+    guest = boot(system, device=f"discard_granularity={size}")
+    assert int(guest.run("cat /sys/block/vda/queue/discard_granularity")) == size
+
+
 def test_zeros_that_a_guest_writes_give_space_back(
     pool: PoolRig, system: str, boot: GuestMaker
 ) -> None:

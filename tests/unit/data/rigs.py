@@ -21,12 +21,17 @@ from thinmeta.check import check
 from thinmeta.errors import StoreError
 from thinmeta.store.memory import MemoryStore
 from thinmeta.thin import ThinMetadata
-from thinpoold import admin, pool_record
+from thinpoold import admin, boot, pool_record
 from thinpoold.device import Buffer, DataDevice
 from thinpoold.direct import DirectDevice
 from thinpoold.errors import DeviceError
+from thinpoold.ledger import Ledger
+from thinpoold.losses import Losses
+from thinpoold.paths import pool_paths
 from thinpoold.pool import Pool
 from thinpoold.pool_record import PoolRecord
+from thinpoold.recent import RecentChanges
+from thinpoold.recovery import recover
 from thinpoold.settings import MIN_DATA_CACHE, Settings
 from thinpoold.volume import Volume
 
@@ -140,9 +145,12 @@ class Rig:
         blocks: int = 64,
         block_size: int = BLOCK,
         settings: Settings | None = None,
+        notes: bool = False,
     ) -> None:
+        """`notes`: with a ledger and notes of recent changes, in `directory`, as a served pool."""
         self.store = FaultyStore()
         self.path = directory / "data"
+        self._paths = pool_paths(directory) if notes else None
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         os.ftruncate(fd, blocks * block_size)
         os.close(fd)
@@ -163,11 +171,30 @@ class Rig:
             self.device = FaultyDirectDevice.open_direct(self.path, MIN_DATA_CACHE)
         else:
             self.device = FaultyDevice.open(self.path)
-        return Pool(self.store, metadata, self.device, record)
+        if self._paths is None:
+            return Pool(self.store, metadata, self.device, record)
+        ledger, losses = Ledger(self._paths.ledger, record.uuid), Losses(self._paths.losses)
+        recent = RecentChanges(self._paths.recent, record.uuid)
+        ledger.open()
+        self.device.ledger = ledger
+        metadata.on_durable = ledger.committed
+        freed = recover(metadata, self.device, recent, ledger, losses, record.block_size)
+        ledger.begin(boot.current(), metadata.generation)
+        recent.begin(metadata.generation)
+        pool = Pool(
+            self.store, metadata, self.device, record, recent=recent, ledger=ledger, losses=losses
+        )
+        pool.core.reclaimer.add(freed)
+        return pool
 
     def crash(self) -> None:
-        """Go back to the last commit, as a killed daemon does; data stays as it is in the file."""
+        """Open the pool as after a killed daemon: data stays as it is in the file.
+
+        Without notes that goes back to the last commit.
+        """
         self.pool.core.stop()
+        self.pool.core.recent.close()
+        self.pool.core.ledger.end(clean=False)
         self.pool.device.close()
         self.pool.metadata.close()
         self.pool = self._open()
@@ -185,6 +212,8 @@ class Rig:
                 self.pool.commit()
         finally:
             self.pool.core.stop()
+            self.pool.core.recent.close()
+            self.pool.core.ledger.end(clean=False)
             self.pool.device.close()
         result = check(self.store)
         assert result.ok, [str(problem) for problem in result.errors]
