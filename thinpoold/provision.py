@@ -10,8 +10,8 @@ Invariants
 3. The metadata lock is not held across data I/O; the cell keeps others off the blocks meanwhile.
 4. A pool whose blocks are larger than what one stay in the gate moves takes another order: the cell
    first, outside the gate, and a stay for each of the two looks at the metadata. Whoever closes the
-   gate waits for neither the copying nor for those who wait for the cell. What a snapshot, a
-   discard or a smaller size has made of the block meanwhile the second look tells.
+   gate waits for neither the copying nor for those who wait for the cell. What a snapshot or a
+   discard has made of the block meanwhile the second look tells.
 
 Thread-safety: called inside the volume's gate, from any thread, with no cell held.
 """
@@ -84,7 +84,8 @@ def write(
 
     Returns how many bytes are done with; 0 when the first block can be written in place by now,
     which the table says then. With `keep_holes`, zeroes leave alone what is unmapped. `check` has
-    been called in this stay in the gate, and is called in each other (`Volume.write`).
+    been called in this stay in the gate, and is called in each other that changes anything; the one
+    in which this returns may be new (`Volume.write`).
     Raises `NoDataSpace`, `NoMetadataRoom`, `DeviceError`, `Stopped`, failures of the metadata, and
     what `check` does.
     """

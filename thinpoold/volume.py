@@ -396,8 +396,9 @@ class Volume:
         before it changes anything, and raises what ends the request.
         """
         size, moved = self._block_size, 0
-        check()
         while payload.count:
+            # Each time: `provision` may have left the gate, and entered it again.
+            check()
             entries = self._entries
             block, within = divmod(offset, size)
             entry = entries[block]
@@ -420,7 +421,6 @@ class Volume:
             if moved >= MAX_RUN_BYTES and payload.count:
                 with self.gate.outside():
                     moved = 0
-                check()
 
     def _out_of_range(self, offset: int, count: int, *, write: bool) -> OutOfRange:
         return OutOfRange(
