@@ -21,7 +21,7 @@ from thinmeta.check import check
 from thinmeta.errors import StoreError
 from thinmeta.store.memory import MemoryStore
 from thinmeta.thin import ThinMetadata
-from thinpoold import admin, boot, pool_record
+from thinpoold import admin, boot, discard, pool_record
 from thinpoold.device import Buffer, DataDevice
 from thinpoold.direct import DirectDevice
 from thinpoold.errors import DeviceError
@@ -224,6 +224,22 @@ def read(volume: Volume, offset: int = 0, count: int | None = None) -> bytes:
     buffer = bytearray(volume.size - offset if count is None else count)
     volume.pread(buffer, offset)
     return bytes(buffer)
+
+
+@contextmanager
+def let_go(event: threading.Event) -> Iterator[None]:
+    """Set the event at the end, so that a failure does not end in waiting."""
+    try:
+        yield
+    finally:
+        event.set()
+
+
+def sweep(volume: Volume, *, may_trim: bool) -> None:
+    """Zero all of a volume but its edges, write it and read it, each in one request."""
+    discard.zero(volume, 100, volume.size - 200, may_trim=may_trim, fast=False)
+    volume.pwrite(bytes(volume.size), 0)
+    volume.pread(bytearray(volume.size), 0)
 
 
 @contextmanager

@@ -6,13 +6,15 @@ What may happen to the block meanwhile are the changes that the gate would have 
 import errno
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 
 from tests.support.lockclock import Clock
-from tests.unit.data.rigs import PATIENCE, Rig, finish, read, spin, threads
-from tests.unit.data.test_waiting import let_go
+from tests.unit.data.rigs import PATIENCE, Rig, finish, let_go, read, spin, sweep, threads
 from thinmeta.errors import StoreError
 from thinpoold import admin, discard
 from thinpoold.errnos import ReadOnlyVolume
@@ -24,6 +26,7 @@ from thinpoold.volume import Volume
 MIB = 1 << 20
 BLOCK = 2 * MAX_RUN_BYTES
 PIECE = 4096
+WRITTEN = b"p" * PIECE
 
 
 @pytest.fixture
@@ -48,32 +51,30 @@ def changed(old: bytes, piece: bytes, at: int = PIECE) -> bytes:
     return old[:at] + piece + old[at + len(piece) :]
 
 
+@dataclass
 class HeldUp:
-    """A write of a piece that is copying the first block, and goes on when told to."""
+    """A write of `WRITTEN` at `PIECE` that is copying the first block, and threads for others."""
 
-    PIECE = b"p" * PIECE
-
-    def __init__(self, rig: Rig, volume: Volume) -> None:
-        self.rig = rig
-        self.reached, self.go = rig.device.hold("copy")
-        self.threads = threads()
-        self.pool = self.threads.__enter__()
-        self.request = self.pool.submit(volume.pwrite, self.PIECE, PIECE)
-        assert self.reached.wait(PATIENCE)
-        # Others are not held up.
-        del rig.device.gates["copy"]
-
-    def __enter__(self) -> "HeldUp":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.go.set()
-        self.threads.__exit__(None, None, None)
+    request: Future[None]
+    pool: ThreadPoolExecutor
+    go: threading.Event
 
     def end(self) -> None:
+        """Let it go, and wait for it."""
         assert not self.request.done()
         self.go.set()
         finish(self.request)
+
+
+@contextmanager
+def held_up(rig: Rig, volume: Volume) -> Iterator[HeldUp]:
+    reached, go = rig.device.hold("copy")
+    with threads() as pool, let_go(go):
+        request = pool.submit(volume.pwrite, WRITTEN, PIECE)
+        assert reached.wait(PATIENCE)
+        # Others are not held up.
+        del rig.device.gates["copy"]
+        yield HeldUp(request, pool, go)
 
 
 def test_no_request_is_long_in_the_gate(rig: Rig, volume: Volume, lock_clock: Clock) -> None:
@@ -81,9 +82,7 @@ def test_no_request_is_long_in_the_gate(rig: Rig, volume: Volume, lock_clock: Cl
     for offset in (PIECE, BLOCK + PIECE):
         volume.pwrite(b"a" * PIECE, offset)
     for may_trim in (False, True):
-        discard.zero(volume, 100, volume.size - 200, may_trim=may_trim, fast=False)
-    volume.pwrite(bytes(volume.size), 0)
-    volume.pread(bytearray(volume.size), 0)
+        sweep(volume, may_trim=may_trim)
     admin.snapshot(rig.pool, [["v", "t"]])
     volume.pwrite(bytes(volume.size - 100), 50)
     assert lock_clock.complaints == []
@@ -115,23 +114,23 @@ def test_what_is_written_comes_back(rig: Rig, volume: Volume) -> None:
 
 
 def test_a_snapshot_waits_for_no_copying(rig: Rig, volume: Volume) -> None:
-    with HeldUp(rig, volume) as held:
+    with held_up(rig, volume) as held:
         finish(held.pool.submit(admin.snapshot, rig.pool, [["v", "t"]]))
         admin.delete(rig.pool, ["s"])
         held.end()
     old = b"v" * BLOCK
     assert read(rig.pool.open_volume("t"), 0, BLOCK) == old
-    assert read(volume, 0, BLOCK) == changed(old, held.PIECE)
+    assert read(volume, 0, BLOCK) == changed(old, WRITTEN)
     # Nor do the two share anything now: what is left of sharing is one's alone.
     rig.pool.commit()
     rig.pool.open_volume("t").pwrite(b"t" * BLOCK, 0)
-    assert read(volume, 0, BLOCK) == changed(old, held.PIECE)
+    assert read(volume, 0, BLOCK) == changed(old, WRITTEN)
 
 
 def test_a_block_shared_meanwhile_is_given_up_as_shared(rig: Rig, volume: Volume) -> None:
     """A crash would bring back a commit in which both own it: the other owner copies it, too."""
     rig.pool.open_volume("s").pwrite(b"s" * PIECE, 0)
-    with HeldUp(rig, volume) as held:
+    with held_up(rig, volume) as held:
         finish(held.pool.submit(admin.snapshot, rig.pool, [["v", "t"]]))
         rig.pool.commit()
         held.end()
@@ -149,7 +148,7 @@ def test_what_took_the_old_blocks_place_is_not_copied(rig: Rig, volume: Volume) 
     admin.delete(rig.pool, ["s"])
     rig.pool.commit()
     admin.snapshot(rig.pool, [["v", "s"]])
-    with HeldUp(rig, volume) as held:
+    with held_up(rig, volume) as held:
         admin.delete(rig.pool, ["s"])
         finish(held.pool.submit(discard.trim, volume, 0, BLOCK))
         rig.pool.commit()
@@ -157,12 +156,12 @@ def test_what_took_the_old_blocks_place_is_not_copied(rig: Rig, volume: Volume) 
         # All that is free, so the old block as well.
         other.pwrite(b"w" * (6 * BLOCK), 0)
         held.end()
-    assert read(volume, 0, BLOCK) == changed(bytes(BLOCK), held.PIECE)
+    assert read(volume, 0, BLOCK) == changed(bytes(BLOCK), WRITTEN)
     assert read(other) == b"w" * (6 * BLOCK)
 
 
 def test_who_waits_for_the_block_holds_up_nobody(rig: Rig, volume: Volume) -> None:
-    with HeldUp(rig, volume) as held:
+    with held_up(rig, volume) as held:
         second = held.pool.submit(volume.pwrite, b"q" * PIECE, 3 * PIECE)
         spin(lambda: len(volume.cells.covering(0, 1)) == 2)
         finish(held.pool.submit(admin.snapshot, rig.pool, [["v", "t"]]))
@@ -170,24 +169,24 @@ def test_who_waits_for_the_block_holds_up_nobody(rig: Rig, volume: Volume) -> No
         assert not second.done()
         held.end()
         finish(second)
-    expected = changed(changed(b"v" * BLOCK, held.PIECE), b"q" * PIECE, 3 * PIECE)
+    expected = changed(changed(b"v" * BLOCK, WRITTEN), b"q" * PIECE, 3 * PIECE)
     assert read(volume, 0, BLOCK) == expected
     assert read(rig.pool.open_volume("t"), 0, BLOCK) == b"v" * BLOCK
 
 
 def test_a_block_that_may_be_written_in_place_by_then_is(rig: Rig, volume: Volume) -> None:
     """Its last other owner goes while it is copied, with the commit and the grace period."""
-    with HeldUp(rig, volume) as held:
+    with held_up(rig, volume) as held:
         admin.delete(rig.pool, ["s"])
         rig.pool.commit()
         used = rig.pool.metadata.data_used
         held.end()
     assert rig.pool.metadata.data_used == used
-    assert read(volume, 0, BLOCK) == changed(b"v" * BLOCK, held.PIECE)
+    assert read(volume, 0, BLOCK) == changed(b"v" * BLOCK, WRITTEN)
 
 
 def test_a_volume_that_has_become_read_only_takes_no_write(rig: Rig, volume: Volume) -> None:
-    with HeldUp(rig, volume) as held:
+    with held_up(rig, volume) as held:
         finish(held.pool.submit(admin.set_settings, rig.pool, {"read_only": "yes"}, "v"))
         with pytest.raises(ReadOnlyVolume):
             held.end()
@@ -213,7 +212,7 @@ def test_going_back_to_the_last_commit_ends_it(rig: Rig, volume: Volume) -> None
     def fail() -> None:
         raise StoreError(errno.EIO)
 
-    with HeldUp(rig, volume) as held:
+    with held_up(rig, volume) as held:
         rig.pool.open_volume("s").pwrite(b"s" * PIECE, BLOCK)
         rig.store.at_commit = fail
         with pytest.raises(StoreError):

@@ -8,7 +8,6 @@ import pwd
 import threading
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.lockclock import Clock
-from tests.unit.data.rigs import BLOCK, PATIENCE, Rig, finish, read, spin, threads
+from tests.unit.data.rigs import BLOCK, PATIENCE, Rig, finish, let_go, read, spin, sweep, threads
 from tests.unit.data.test_nbd import Nbdkit, nbdkit, plugin
 from thinmeta.errors import StoreError
 from thinmeta.format.bitmap import ENTRIES_PER_BITMAP
@@ -38,15 +37,6 @@ MIB = 1 << 20
 def dispatcher(rig: Rig) -> Dispatcher:
     """What answers the control socket."""
     return Dispatcher(types.SimpleNamespace(pool=rig.pool, server_uri="nbd+unix:///?socket=/s"))
-
-
-@contextmanager
-def let_go(event: threading.Event) -> Iterator[None]:
-    """Set the event at the end, so that a failure does not end in waiting."""
-    try:
-        yield
-    finally:
-        event.set()
 
 
 # --- for space ------------------------------------------------------------------------------------
@@ -299,9 +289,7 @@ def test_no_large_request_is_one_stay_in_the_gate(
     """The clock's model of a disk is what judges."""
     rig, volume = large(new_rig)
     for _ in range(2):
-        discard.zero(volume, 100, volume.size - 200, may_trim=False, fast=False)
-        volume.pwrite(bytes(volume.size), 0)
-        volume.pread(bytearray(volume.size), 0)
+        sweep(volume, may_trim=False)
     admin.snapshot(rig.pool, [["v", "s"]])
     volume.pwrite(bytes(volume.size - 100), 50)
     assert lock_clock.complaints == []
