@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import thinpoold
+from thinpoold.cli import main as thinpool
 
 # What only nbdkit can load.
 _NOT_LOADED: Final = "thinpoold.nbd"
@@ -86,12 +87,6 @@ class Zygote:
             connection.sendall(request)
             return _to_the_end(["thinpool", *argv], connection, out[0], err[0], timeout)
 
-    def close(self) -> None:
-        """End it."""
-        os.close(self._alive)
-        self._process.wait()
-        self._folder.cleanup()
-
 
 def _to_the_end(
     argv: list[str], connection: socket.socket, out: int, err: int, timeout: float
@@ -127,26 +122,27 @@ def _to_the_end(
 # --- in the zygote --------------------------------------------------------------------------------
 
 
-def serve(program: str, listener: socket.socket, alive: int) -> list[str] | None:
-    """Fork for each command until the test's process ends: None; in a command, its argv."""
+def serve(program: str, listener: socket.socket, alive: int) -> bool:
+    """Fork for each command until the test's process ends; whether this is a command."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     poll.register(alive, select.POLLIN)
     while True:
         if any(fd == alive for fd, _ in poll.poll()):
-            return None
+            return False
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
             os.close(alive)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return monitor(program, connection)
+            monitor(program, connection)
+            return True
         connection.close()
 
 
-def monitor(program: str, connection: socket.socket) -> list[str] | None:
-    """Fork one command and tell how it ended; in it, its argv."""
+def monitor(program: str, connection: socket.socket) -> None:
+    """Fork one command, tell how it ended, and end; return in the command alone."""
     head, fds, _, _ = socket.recv_fds(connection, _LENGTH.size, 3)
     (length,) = _LENGTH.unpack(head)
     assert length <= _LARGEST
@@ -165,7 +161,7 @@ def monitor(program: str, connection: socket.socket) -> list[str] | None:
         sys.stdout = _stream(1, "w")
         sys.stderr = _stream(2, "w", buffering=1, errors="backslashreplace")
         sys.argv = [program, *argv]
-        return sys.argv
+        return
     for fd in (0, 1, 2, *fds):
         os.close(fd)
     ended = os.pidfd_open(child)
@@ -194,11 +190,8 @@ def main() -> None:
             importlib.import_module(module.name)
     program, listener, alive = sys.argv[1:]
     listening = socket.socket(fileno=int(listener))
-    if serve(program, listening, int(alive)) is None:
-        return
-    from thinpoold.cli import main as thinpool
-
-    thinpool()
+    if serve(program, listening, int(alive)):
+        thinpool()
 
 
 if __name__ == "__main__":
