@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from tests.fuzz.mutation import mutated
 from tests.support.tools import PATIENCE
 
 TARGET = "target"
@@ -82,22 +83,6 @@ def request(kind: int, offset: int, length: int, *, flags: int = 0, cookie: int 
     return struct.pack(">IHHQQI", REQUEST_MAGIC, flags, kind, cookie, offset, length)
 
 
-def mutated(dice: random.Random, line: bytes) -> bytes:
-    data = bytearray(line)
-    for _ in range(dice.randrange(1, 5)):
-        place = dice.randrange(len(data) + 1)
-        change = dice.randrange(4)
-        if change == 0 and place < len(data):
-            data[place] = dice.choice((0, 1, 0x7F, 0x80, 0xFF, data[place] ^ 1))
-        elif change == 1:
-            del data[place : place + dice.randrange(1, 9)]
-        elif change == 2:
-            data[place:place] = dice.randbytes(dice.randrange(1, 9))
-        else:
-            data[place:place] = data[: dice.randrange(len(data) + 1)]
-    return bytes(data)
-
-
 def handshake(dice: random.Random) -> bytes:
     """What a client says first, more or less."""
     flags = struct.pack(">I", dice.choice((0, 1, 2, 3, 3, 3, 0xFFFFFFFF)))
@@ -117,7 +102,7 @@ def handshake(dice: random.Random) -> bytes:
             data = b"" if dice.random() < 0.7 else data
         parts.append(option(number, data))
     said = b"".join(parts)
-    return mutated(dice, said) if dice.random() < 0.6 else said
+    return mutated(dice, said, most=4) if dice.random() < 0.6 else said
 
 
 def requests(dice: random.Random) -> Iterator[bytes]:
@@ -135,7 +120,7 @@ def requests(dice: random.Random) -> Iterator[bytes]:
         line = request(kind, dice.choice(offsets), length, flags=flags)
         if kind == WRITE:
             line += dice.randbytes(length)
-        yield mutated(dice, line) if dice.random() < 0.1 else line
+        yield mutated(dice, line, most=4) if dice.random() < 0.1 else line
 
 
 @dataclass

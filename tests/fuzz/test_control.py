@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import PoolMaker
+from tests.fuzz.mutation import mutated
 from tests.fuzz.vitals import Bystander, Vitals, fuzz_seconds, settled
 from tests.support.pools import PoolRig
 from tests.support.tools import PATIENCE
@@ -96,24 +97,8 @@ def likely(dice: random.Random, title: str) -> Any:
     return dice.random() < 0.5 if "true" in title else name
 
 
-def mutated(dice: random.Random, line: bytes) -> bytes:
-    """A line with bytes changed, left out, put in, repeated or cut off; without a line feed."""
-    data = bytearray(line)
-    for _ in range(dice.randrange(1, 8)):
-        place = dice.randrange(len(data) + 1)
-        change = dice.randrange(5)
-        if change == 0 and place < len(data):
-            data[place] ^= 1 << dice.randrange(8)
-        elif change == 1:
-            del data[place : place + dice.randrange(1, 9)]
-        elif change == 2:
-            data[place:place] = dice.randbytes(dice.randrange(1, 9))
-        elif change == 3:
-            data[place:place] = data[: dice.randrange(len(data) + 1)]
-        else:
-            data[place:place] = dice.choice([b"[" * 5000, b'{"a":' * 900, b"9" * 5000, b"\xff\xfe"])
-        del data[100_000:]
-    return bytes(data).replace(b"\n", b" ")
+# What a parser may choke on.
+_PIECES = [b"[" * 5000, b'{"a":' * 900, b"9" * 5000, b"\xff\xfe"]
 
 
 def lines(dice: random.Random) -> Iterator[bytes]:
@@ -126,7 +111,7 @@ def lines(dice: random.Random) -> Iterator[bytes]:
             document = [call(dice, number) for _ in range(dice.randrange(5))]
         line = json.dumps(document).encode()
         if dice.random() < 0.5:
-            line = mutated(dice, line)
+            line = mutated(dice, line, most=7, pieces=_PIECES)[:100_000].replace(b"\n", b" ")
         elif dice.random() < 0.02:
             line = dice.randbytes(dice.randrange(2000)).replace(b"\n", b"")
         elif dice.random() < 0.01:
