@@ -79,7 +79,9 @@ class LmdbStore:
     """A `BlockStore` in one LMDB file (`path`, and `path`-lock beside it).
 
     `create` makes the file, and refuses one that is there (`AlreadyExists`); without it the file
-    must be there (`StoreError`, ENOENT). `map_size`, in bytes, bounds the file.
+    must be there (`StoreError`, ENOENT). `map_size`, in bytes, bounds the file. `alone`, with
+    `read_only`: nobody writes the file while it is open, which the caller sees to; then nothing is
+    noted in the lock file, nor is one made.
 
     Raises `Corrupt` ('store') for a file that is not a store, `UnsupportedFormat` for a newer one.
     """
@@ -90,12 +92,13 @@ class LmdbStore:
         *,
         create: bool = False,
         read_only: bool = False,
+        alone: bool = False,
         map_size: int = DEFAULT_MAP_SIZE,
     ) -> None:
         self.path = path
         self.read_only = read_only
         self._closed = False
-        self._env = _open_env(path, create, read_only, map_size)
+        self._env = _open_env(path, create, read_only, alone and read_only, map_size)
         self._blocks: Any = None
         self._room: Room | None = None
         #: Database handles by table. Only grows: dict operations are atomic, so no lock.
@@ -295,7 +298,7 @@ class LmdbStore:
             )
 
 
-def _open_env(path: Path, create: bool, read_only: bool, map_size: int) -> Any:
+def _open_env(path: Path, create: bool, read_only: bool, alone: bool, map_size: int) -> Any:
     try:
         if path.exists():
             if create:
@@ -304,13 +307,15 @@ def _open_env(path: Path, create: bool, read_only: bool, map_size: int) -> Any:
                 raise Corrupt("store", str(path), "is empty")
         elif not create:
             raise StoreError(errno.ENOENT, f"there is no {path}")
-        allocate_lock(path, _MAX_READERS)
+        if not alone:
+            allocate_lock(path, _MAX_READERS)
         return lmdb.open(
             os.fsencode(path),
             subdir=False,
             create=create,
             mode=0o600,
             readonly=read_only,
+            lock=not alone,
             map_size=map_size,
             max_dbs=1 + _MAX_TABLES,
             max_readers=_MAX_READERS,

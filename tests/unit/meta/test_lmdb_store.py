@@ -123,6 +123,23 @@ def test_read_only_is_read_only(tmp_path: Path) -> None:
     store.close()
 
 
+def test_who_is_alone_needs_no_lock_file(tmp_path: Path) -> None:
+    path = tmp_path / "metadata.lmdb"
+    store = LmdbStore(path, create=True)
+    store.commit({1: filled(1)}, (), {("t", b"k"): b"v"})
+    store.close()
+    (tmp_path / "metadata.lmdb-lock").unlink()
+    store = LmdbStore(path, read_only=True, alone=True)
+    with store.snapshot() as view:
+        assert view.read(1) == filled(1)
+        assert view.record("t", b"k") == b"v"
+    assert store.old_reader() is None
+    with pytest.raises(ReadOnlyStore):
+        store.commit({}, (), {})
+    store.close()
+    assert os.listdir(tmp_path) == ["metadata.lmdb"]
+
+
 def test_the_stores_own_table_is_its_own(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path / "m", create=True)
     for table in ("store", "blocks"):

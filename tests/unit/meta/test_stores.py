@@ -12,10 +12,22 @@ from thinmeta.errors import Closed, Corrupt, ReadOnlyStore
 from thinmeta.format.block import BLOCK_SIZE
 from thinmeta.store.lmdb import LmdbStore
 from thinmeta.store.memory import MemoryStore
+from thinmeta.store.overlay import OverlayStore
 from thinmeta.store.protocol import BlockStore
+
+
+def overlay(_: Path) -> OverlayStore:
+    """One over a store that held something once."""
+    below = MemoryStore()
+    below.commit({7: bytes([5]) * BLOCK_SIZE}, (), {("volumes", b"x"): b"x", ("t", b"b"): b"b"})
+    store = OverlayStore(below)
+    store.commit({}, {7}, {("volumes", b"x"): None, ("t", b"b"): None})
+    return store
+
 
 Maker = Callable[[Path], BlockStore]
 MAKERS: dict[str, Maker] = {
+    "overlay": overlay,
     "memory": lambda _: MemoryStore(),
     "lmdb": lambda directory: LmdbStore(directory / "metadata.lmdb", create=True),
 }
@@ -40,6 +52,22 @@ def test_a_new_store_is_empty(store: BlockStore) -> None:
         store.read(0)
     assert caught.value.kind == "missing"
     assert caught.value.where == "block 0"
+
+
+def test_an_overlay_leaves_the_store_below_alone() -> None:
+    below = MemoryStore()
+    below.commit({1: filled(1), 2: filled(2)}, (), {("t", b"a"): b"1", ("t", b"b"): b"2"})
+    store = OverlayStore(below)
+    assert store.generation == below.generation
+    store.commit({2: filled(9), 3: filled(3)}, {1}, {("t", b"a"): None, ("t", b"c"): b"3"})
+    assert (list(store.block_numbers()), list(below.block_numbers())) == ([2, 3], [1, 2])
+    assert list(store.records("t")) == [(b"b", b"2"), (b"c", b"3")]
+    assert list(below.records("t")) == [(b"a", b"1"), (b"b", b"2")]
+    assert (store.read(2), below.read(2)) == (filled(9), filled(2))
+    assert store.generation == below.generation + 1
+    store.close()
+    with pytest.raises(Closed):
+        below.read(1)
 
 
 def test_what_is_committed_is_there(store: BlockStore) -> None:
