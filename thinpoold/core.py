@@ -152,7 +152,9 @@ class Core:
     def start(self) -> None:
         """Start the threads that commit each second, reclaim what commits free, and write out."""
         if self.modes.reason:
-            log.error("pool mode: %s: %s", self.modes.mode.value, self.modes.reason)
+            meant = self.read_only and not self.modes.lost_data
+            level = logging.INFO if meant else logging.ERROR
+            log.log(level, "pool mode: %s: %s", self.modes.mode.value, self.modes.reason)
         with suppress(ThinMetaError), self.lock:
             # Before there are clients. What is damaged, whoever needs it is told.
             self.metadata.warm()

@@ -6,6 +6,8 @@ Invariants
    nbdkit it is never free, so the sockets of an earlier run are known to be stale and are removed.
 2. The process id does not change: the one in the lock file, the one systemd started and nbdkit's
    are the same.
+3. A daemon that serves read-only shares the pool's lock, and has its run directory's alone; both go
+   through exec. It leaves nothing in the pool's directory, so it needs no right to write there.
 
 Everything happens in one thread, before any other exists.
 """
@@ -51,7 +53,7 @@ class Options:
     `threads` is None for as many as are safe; `cache_size` is in bytes, None for the pool's own
     choice. `tls` is a directory as `tls.load` takes it; `insecure`: without one, addresses beyond
     loopback will do all the same. `fastpath` is one of `fastpath.MODES`, None for what the
-    environment says.
+    environment says. `read_only`: nothing of the pool is written.
     """
 
     listen: str = DEFAULT_LISTEN
@@ -60,6 +62,7 @@ class Options:
     tls: Path | None = None
     insecure: bool = False
     fastpath: str | None = None
+    read_only: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -76,8 +79,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def background(paths: PoolPaths, options: Options) -> dict[str, object]:
     """Start the daemon detached, and return its run facts once it serves."""
+    paths = _paths_to_serve(paths, options)
     listen_options(paths, options)
     words = ["--listen", options.listen]
+    if options.read_only:
+        words += ["--read-only"]
     if options.threads is not None:
         words += ["--threads", str(options.threads)]
     if options.tls is not None:
@@ -104,8 +110,25 @@ def foreground(paths: PoolPaths, options: Options) -> NoReturn:
         raise
 
 
-def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoReturn:
+def _paths_to_serve(paths: PoolPaths, options: Options) -> PoolPaths:
+    """Return the paths of the daemon to be; one that serves read-only has its run directory then.
+
+    Raises `PoolLocked` where this user's daemon serves the pool read-only already, `DeviceError`
+    where the pool cannot be written and is to be.
+    """
     paths.require_pool()
+    if paths.read_only:
+        raise lock.locked(paths)
+    if options.read_only:
+        paths = paths.for_read_only()
+        _make_run_dir(paths)
+    else:
+        lock.check_writable(paths)
+    return paths
+
+
+def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoReturn:
+    paths = _paths_to_serve(paths, options)
     sockets = activation.handed_over()
     if sockets:
         # nbdkit finds them as this process does, and takes no options of where beside them.
@@ -116,7 +139,10 @@ def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoRetur
     nbdkit, script = find_nbdkit(), find_plugin()
     version = nbdkit_version(nbdkit)
     choice = fastpath.choose(options.fastpath, script, version)
-    lock_fd = lock.acquire(paths, lock.DAEMON, LOCK_WAIT)
+    if options.read_only:
+        lock_fd, run_lock_fd = lock.share(paths, LOCK_WAIT), lock.acquire_run(paths)
+    else:
+        lock_fd, run_lock_fd = lock.acquire(paths, lock.DAEMON, LOCK_WAIT), None
     run_files = make_run_dir(paths, keep)
     _write_pid_file(paths)
     argv = [nbdkit, "--foreground", *listen]
@@ -131,10 +157,12 @@ def _become(paths: PoolPaths, options: Options, ready_fd: int | None) -> NoRetur
     argv += ["python", f"script={script}", f"pool={shown}"]
     if options.cache_size is not None:
         argv += [f"cache-size={options.cache_size}"]
-    for fd in (lock_fd, ready_fd):
+    for fd in (lock_fd, run_lock_fd, ready_fd):
         if fd is not None:
             os.set_inheritable(fd, True)
-    os.environ[ENVIRONMENT] = environment(lock_fd, ready_fd, paths, uri, threads, run_files, choice)
+    os.environ[ENVIRONMENT] = environment(
+        lock_fd, ready_fd, paths, uri, threads, run_files, choice, run_lock_fd
+    )
     os.environ["PATH"] = search_path()
     os.environ |= buffers.preloaded(buffers.place(script), os.environ)
     os.umask(0o077)
@@ -286,16 +314,23 @@ def make_run_dir(paths: PoolPaths, keep: frozenset[str] = frozenset()) -> list[s
     Returns the names of what this run will leave there. The caller holds the lock.
     """
     ours = [name for name in RUN_FILES if name not in keep]
+    _make_run_dir(paths)
     try:
-        if paths.run_dir.parent == paths.directory:
-            os.close(poolfiles.make_private(paths.run_dir))
-        else:
-            _make_own_run_dir(paths)
         for name in ours:
             poolfiles.remove(paths.run_dir / name)
     except OSError as error:
         raise ThinPoolError(f"run directory {paths.run_dir}: {error.strerror}") from None
     return ours
+
+
+def _make_run_dir(paths: PoolPaths) -> None:
+    try:
+        if paths.run_dir.parent == paths.directory:
+            os.close(poolfiles.make_private(paths.run_dir))
+        else:
+            _make_own_run_dir(paths)
+    except OSError as error:
+        raise ThinPoolError(f"run directory {paths.run_dir}: {error.strerror}") from None
 
 
 def _write_pid_file(paths: PoolPaths) -> None:

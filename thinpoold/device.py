@@ -22,6 +22,7 @@ import fcntl
 import logging
 import os
 import stat
+import struct
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
+_BLKROGET = 0x125E  # linux/fs.h: _IO(0x12, 94)
 _PIECE = 1 << 20
 ZEROES = memoryview(bytes(_PIECE))
 """A mebibyte of zeroes, to write from and to copy from."""
@@ -98,8 +100,13 @@ class DataDevice:
                 raise DeviceError(f"data device {path} is neither a file nor a block device")
             fd = os.open(path, flags)
         except OSError as error:
-            raise failure(f"data device {path}", error) from None
+            told = failure(f"data device {path}", error)
+            if error.errno == errno.EROFS:
+                told.args = (f"{told}; 'thinpool start --read-only' does not write it",)
+            raise told from None
         try:
+            if stat.S_ISBLK(mode) and not read_only:
+                _check_writable(fd, path)
             _lock(fd, path, read_only)
             return fd
         except BaseException:
@@ -189,14 +196,28 @@ class DataDevice:
                 self.fail(told)
                 raise told from None
 
+    def check_written(self) -> None:
+        """As `flush`, of a device that was opened read-only, and for whoever can note nothing.
+
+        A block device is not asked: it would tell nobody else.
+        """
+        try:
+            if self.regular:
+                pagecache.check_written(self.fd)
+        except OSError as error:
+            raise failure("write-out of the data device", error) from None
+
     def check_untold(self) -> None:
         """Raise `DeviceError` unless no write-back has failed of which a process was told that is
         dead now.
 
         An error of a file is kept for its file system as well, for whoever syncs that (syncfs(2),
-        Linux 5.8). Of a block device nothing is kept that a process can ask for.
+        Linux 5.8). Of a block device nothing is kept that a process can ask for. A device that was
+        opened read-only asks nobody, for who is told must note it.
         """
         why = "the daemon died, and a write of the data device may have failed"
+        if self.read_only:
+            raise DeviceError(f"{why}: only a start that may write can ask")
         if not self.regular:
             raise DeviceError(f"{why}: a block device says so once")
         try:
@@ -218,7 +239,8 @@ class DataDevice:
         still fails.
         """
         self.failed = None
-        self.flush()
+        if not self.read_only:
+            self.flush()
         self.writeout.forgive()
         pagecache.drop(self.fd)
 
@@ -356,6 +378,17 @@ def _front(parts: list[memoryview], count: int) -> list[memoryview]:
 def failure(what: str, error: OSError) -> DeviceError:
     """Return the `DeviceError` for an operating system's error in doing `what`."""
     return DeviceError(f"{what}: {error.strerror}", error.errno or errno.EIO)
+
+
+def _check_writable(fd: int, path: Path) -> None:
+    """Raise `DeviceError` for a write-protected disk: not every kernel refuses to open it."""
+    (protected,) = struct.unpack("i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))
+    if protected:
+        raise DeviceError(
+            f"data device {path} is write-protected; 'thinpool start --read-only' does not write "
+            "it",
+            errno.EROFS,
+        )
 
 
 def _lock(fd: int, path: Path, read_only: bool) -> None:

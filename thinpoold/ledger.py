@@ -132,17 +132,18 @@ class Ledger:
 
     # --- the process's life -----------------------------------------------------------------------
 
-    def open(self) -> None:
+    def open(self, *, read_only: bool = False) -> None:
         """Open the file, or make it: marks are written from now on, and the pool is not CLEAN.
 
-        What was found stays until `begin`. Raises `DeviceError`, `NoSpace`.
+        What was found stays until `begin`. With `read_only` the file is left as it is, and marks
+        are made in memory. Raises `DeviceError`, `NoSpace`.
         """
         with self._lock:
             found = self.found
             self._state = (found.state or NO_STATE) & ~State.CLEAN
             self._kept_state = self._state & State.SYNCING
             self._generation, self._boot = found.generation, found.boot
-            if self._path is None:
+            if self._path is None or read_only:
                 return
             try:
                 self._fd = poolfiles.open_file(self._path, os.O_RDWR | os.O_CREAT)
@@ -393,12 +394,16 @@ class Ledger:
         """Raise `DeviceError` if what an earlier process noted beside the pool may be missing.
 
         That is where a write-back has failed on the file system of the ledger and the notes, and
-        nobody was told. `DataDevice.check_untold` has more.
+        nobody was told. `DataDevice.check_untold` has more. Of a ledger that was opened read-only
+        its own file alone is asked: who is told of the file system's must note it.
         """
-        if self._path is None or self._fd < 0:
+        if self._path is None:
             return
         try:
-            pagecache.sync_file_system(self._fd)
+            if self._fd < 0:
+                poolfiles.check_written(self._path)
+            else:
+                pagecache.sync_file_system(self._fd)
         except OSError as error:
             raise _failure(self._path, error) from None
 

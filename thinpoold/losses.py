@@ -46,12 +46,17 @@ class Loss:
 
 
 class Losses:
-    """The losses of one pool; without a path they are kept in memory."""
+    """The losses of one pool; without a path they are kept in memory.
 
-    def __init__(self, path: Path | None = None) -> None:
+    With `read_only` those that come to the file's are kept in memory, too.
+    """
+
+    def __init__(self, path: Path | None = None, *, read_only: bool = False) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._kept: dict[str, list[dict[str, Any]]] = {}
+        if read_only:
+            self._kept, self._path = self._read(), None
 
     def add(self, lost: Mapping[bytes, Loss]) -> None:
         """Tell of losses. What cannot be written is logged: that there are some the ledger says."""

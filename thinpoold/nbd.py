@@ -187,6 +187,7 @@ def after_fork() -> None:
                 _runtime.directory or Path(_given["pool"]),
                 lock_fd=_runtime.lock_fd,
                 cache_bytes=parse_size(size) if size is not None else None,
+                read_only=_runtime.read_only,
                 serving=True,
             )
         _pool.openers.addresses = _runtime.addresses
@@ -241,7 +242,8 @@ def list_exports(readonly: int, is_tls: int) -> list[tuple[str, str]]:
         with suppress(NotFound), _pool.looking():
             mapped = _pool.metadata.details(record.dev_id).mapped_blocks * size
             text = f"{format_size(record.size)}, {format_size(mapped)} mapped"
-            exports.append((record.name, text + (", read-only" if record.read_only else "")))
+            read_only = record.read_only or _pool.served_read_only
+            exports.append((record.name, text + (", read-only" if read_only else "")))
     return exports
 
 
@@ -296,7 +298,8 @@ def open(readonly: int) -> Connection:
         volume = _pool.open_volume(name, admit, guest)
     # What the volume says of itself by now, no commit may hold.
     (record,) = found
-    connection = Connection(volume, record.size, bool(readonly) or record.read_only, peer)
+    read_only = bool(readonly) or record.read_only or _pool.served_read_only
+    connection = Connection(volume, record.size, read_only, peer)
     if _runtime.log_kept:
         peers.say(introduction(f"volume {volume.name!r}, {connection.opening.client}"))
     volume.offer()

@@ -6,6 +6,7 @@ Thread-safety: no state.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 from dataclasses import dataclass
@@ -35,6 +36,20 @@ def sync_file_system(fd: int) -> None:
     if _syncfs(fd):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def check_written(fd: int) -> None:
+    """Raise `OSError` if writing out what the page cache has of a file fails, or has failed.
+
+    Takes a descriptor that only reads. Nobody is told a second time, but for whoever asks the file
+    system (`sync_file_system`): it keeps errors of its own.
+    """
+    try:
+        os.fdatasync(fd)
+    except OSError as error:
+        # A file system that knows no writing, like squashfs.
+        if error.errno != errno.EINVAL:
+            raise
 
 
 def drop(fd: int) -> None:

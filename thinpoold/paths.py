@@ -3,19 +3,23 @@
     POOL/                 the pool: metadata.lmdb, data, recent-0 and -1, ledger, lock, ...
     RUN/                  0700: nbd.sock, control.sock (0600), thinpoold.pid
 
+A daemon that serves the pool read-only has all its files in RUN, which is never in POOL then: its
+log, too, and a lock, held while it lives.
+
 Invariants
 
-1. The paths follow from the pool's real directory, the user and the environment alone, so every
-   command finds the sockets that the daemon made without asking anything else. They are without
-   symbolic links.
+1. The paths follow from the pool's real directory, the user and the environment, and from whether a
+   daemon of this user serves the pool read-only: so every command finds the sockets that the daemon
+   made without asking anything else. They are without symbolic links.
 2. A socket's path always fits the 107 bytes that the kernel gives it.
 
 Nothing here touches the disk but to look; safe from any thread.
 """
 
+import fcntl
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from thinpoold import poolfiles
@@ -38,6 +42,15 @@ class PoolPaths:
 
     directory: Path
     run_dir: Path
+    # Whether they are those of a daemon that serves the pool read-only.
+    read_only: bool = False
+
+    def for_read_only(self) -> "PoolPaths":
+        """Return the paths of a daemon that serves the pool read-only."""
+        run_dir = self.run_dir
+        if run_dir.parent == self.directory:
+            run_dir = _short_run_dir(self.directory)
+        return replace(self, run_dir=run_dir, read_only=True)
 
     @property
     def name(self) -> str:
@@ -74,7 +87,7 @@ class PoolPaths:
 
     @property
     def log(self) -> Path:
-        return self.directory / "thinpoold.log"
+        return (self.run_dir if self.read_only else self.directory) / "thinpoold.log"
 
     @property
     def old_log(self) -> Path:
@@ -90,6 +103,7 @@ class PoolPaths:
             *(self.metadata, readers, self.data, *self.recent, self.ledger, self.losses),
             *(self.lock, self.log, self.old_log),
             *(self.run_dir / name for name in RUN_FILES),
+            self.run_lock,
         )
 
     @property
@@ -114,6 +128,11 @@ class PoolPaths:
     @property
     def pid_file(self) -> Path:
         return self.run_dir / PID_FILE
+
+    @property
+    def run_lock(self) -> Path:
+        """What a daemon holds locked that serves read-only."""
+        return self.run_dir / "lock"
 
     def require_pool(self) -> "PoolPaths":
         """Return self when a pool lies here. Raises NoSuchPool, DeviceError where none may look."""
@@ -174,7 +193,27 @@ def resolve_pool(text: str) -> PoolPaths:
 def pool_paths(directory: Path) -> PoolPaths:
     """Return the paths of the pool in `directory`."""
     real = Path(os.path.realpath(directory))
-    return PoolPaths(real, _run_dir(real))
+    paths = PoolPaths(real, _run_dir(real))
+    reading = paths.for_read_only()
+    return reading if _is_served(reading) else paths
+
+
+def _is_served(reading: PoolPaths) -> bool:
+    """Whether a daemon of this user's holds the run directory of read-only paths."""
+    try:
+        if any(one.lstat().st_uid != os.geteuid() for one in reading.shared_run_parents):
+            # Somebody else has made it first.
+            return False
+        fd = poolfiles.open_file(reading.run_lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def shared_parents(directory: Path) -> tuple[Path, ...]:
@@ -192,6 +231,11 @@ def _run_dir(directory: Path) -> Path:
         run_dir = directory / "run"
     if len(os.fsencode(run_dir / CONTROL_SOCKET)) <= MAX_SOCKET_PATH:
         return run_dir
+    return _short_run_dir(directory)
+
+
+def _short_run_dir(directory: Path) -> Path:
+    base = _runtime_base()
     digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
     short_base = base / "thinpoold" if base is not None else _ANYBODYS / f"thinpoold-{os.geteuid()}"
     return short_base / digest

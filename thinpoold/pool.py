@@ -19,6 +19,7 @@ Thread-safety: any thread. The core's lock guards the registry, `record` and cli
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -27,6 +28,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from thinmeta.errors import Corrupt, ThinMetaError
+from thinmeta.store.overlay import OverlayStore
 from thinmeta.store.protocol import BlockStore
 from thinmeta.thin import ThinMetadata
 from thinpoold import boot, identity, lives, lock, pool_record, poolfiles
@@ -55,6 +57,7 @@ from thinpoold.pool_record import PoolRecord
 from thinpoold.recent import RecentChanges
 from thinpoold.reclaim import Ranges
 from thinpoold.recovery import doubt_data, recover
+from thinpoold.settings import Settings
 from thinpoold.sizes import exact_size
 from thinpoold.volume import Volume
 from thinpoold.volumes import Registry, VolumeRecord
@@ -64,6 +67,7 @@ __all__ = ["DEFAULT_CACHE_BYTES", "Pool", "create_pool"]
 log = logging.getLogger(__name__)
 
 DEFAULT_CACHE_BYTES = 64 << 20
+_SERVED_READ_ONLY = "it was started with --read-only"
 
 
 class Pool:
@@ -106,6 +110,8 @@ class Pool:
         # Each for one command of its kind, commits included; nothing else waits for them.
         self.growing = threading.Lock()
         self.accepting = threading.Lock()
+        # Whether it was opened to be served, and to be read alone.
+        self.served_read_only = False
         self._own_lock: int | None = None
         self._closed = False
         self._count_reservations()
@@ -128,54 +134,60 @@ class Pool:
         `lock_fd` holds the pool's lock already, and stays the caller's; without it the lock is
         taken. `cache_bytes` bounds the metadata cache. `serving` opens the data device as the
         setting `cache` says; a command does without a cache. `checked`: the metadata, if it was
-        marked as in need of a check, is so no more, from the next commit on. `looking`: read-only,
-        the last commit as it is; the mode is the one that the pool would be opened in.
-        `accepting`: the data device is the pool's, whatever its mark says. Raises `PoolLocked`,
-        `NoSuchPool`, `DeviceError`, `NotRecovered`, errors of the metadata.
+        marked as in need of a check, is so no more, from the next commit on. `read_only`: nothing
+        is written anywhere, and the lock is shared; what a daemon left that died is made good in
+        memory. `looking`: likewise, but with the last commit as it is; the mode is the one that the
+        pool would be opened in. `accepting`: the data device is the pool's, whatever its mark says.
+        Raises `PoolLocked`, `NoSuchPool`, `DeviceError`, `NotRecovered`, errors of the metadata.
         """
         paths = pool_paths(directory).require_pool()
         read_only = read_only or looking
         with ExitStack() as undo:
             own_lock = None
             if lock_fd is None:
-                own_lock = lock.acquire(paths, "thinpoold")
+                own_lock = lock.share(paths) if read_only else lock.acquire(paths, "thinpoold")
                 undo.callback(os.close, own_lock)
-            store = open_store(paths.metadata, read_only=read_only)
+            # The pool's lock keeps all others from writing, shared or not.
+            store: BlockStore = open_store(paths.metadata, read_only=read_only, alone=read_only)
+            if read_only and not looking:
+                store = OverlayStore(store)
             undo.callback(store.close)
             metadata = ThinMetadata.open(store, cache_bytes=cache_bytes or DEFAULT_CACHE_BYTES)
             undo.callback(metadata.close)
             record = pool_record.load(metadata)
             data = record.data_file(paths.directory)
-            device: DataDevice
             with poolfiles.opening_device(paths.directory) as reach:
-                if serving and record.settings.cache == "bufio":
-                    bound = record.settings.data_cache
-                    device = DirectDevice.open_direct(reach(data), bound, read_only=read_only)
-                else:
-                    device = DataDevice.open(reach(data), read_only=read_only)
+                settings = record.settings if serving else None
+                device = _open_device(reach(data), settings, read_only=read_only)
             device.path = data
             undo.callback(device.close)
             _check_device(device, metadata, record, accepting=accepting)
-            ledger, losses = Ledger(paths.ledger, record.uuid), Losses(paths.losses)
+            ledger = Ledger(paths.ledger, record.uuid)
+            losses = Losses(paths.losses, read_only=read_only)
             recent = RecentChanges(paths.recent, record.uuid, lambda: _note(ledger, State.UNNOTED))
             if checked:
                 metadata.set_needs_check(False)
             freed: Ranges = []
             older = other_commit(metadata.generation, ledger.found)
-            read_only = read_only or bool(older)
-            if not read_only:
+            if not older and not looking:
                 device.ledger = ledger
-                ledger.open()
+                ledger.open(read_only=read_only)
                 undo.callback(ledger.end, clean=False)
-                metadata.on_durable = lambda generation: _committed(ledger, generation)
+                if not read_only:
+                    metadata.on_durable = lambda generation: _committed(ledger, generation)
                 freed = recover(metadata, device, recent, ledger, losses, record.block_size)
-                if (serving or accepting) and not metadata.needs_check:
+                if read_only:
+                    # Nobody uses them again.
+                    freed = []
+                elif (serving or accepting) and not metadata.needs_check:
                     record = lives.advance(metadata, device, record, accepting=accepting)
                 if accepting:
                     doubt_data(metadata, ledger, losses, record.block_size)
                 ledger.begin(boot.current(), metadata.generation)
-                recent.begin(metadata.generation)
-                undo.callback(recent.close)
+                if not read_only:
+                    recent.begin(metadata.generation)
+                    undo.callback(recent.close)
+            reading, read_only = read_only, read_only or bool(older)
             pool = cls(
                 store,
                 metadata,
@@ -193,6 +205,13 @@ class Pool:
             if looking:
                 pool.core.modes.look()
                 pool.core.check_marked()
+                try:
+                    lock.check_writable(paths)
+                except DeviceError as error:
+                    pool.core.modes.begin_read_only(str(error))
+            elif reading:
+                pool.served_read_only = True
+                pool.core.modes.begin_read_only(_SERVED_READ_ONLY)
             if older:
                 # Whoever flushes must know.
                 pool.core.modes.begin_read_only(older, lost_data=True)
@@ -319,11 +338,7 @@ class Pool:
         if admit is not None:
             admit(record, sum(one.clients for one in self.core.volumes.values()))
         if guest is not None and self.core.ledger.lost(record.uuid):
-            raise LossNotAccepted(
-                f"volume {record.name!r} is not served: something that was answered is lost, and "
-                f"whoever uses it must know; 'thinpool accept-loss {record.name}' says what, and "
-                "lets clients open it again"
-            )
+            raise self._not_accepted(record.name)
         # Before it is answered: from here on it may be written.
         to_sync = self.core.ledger.mark_opened(record.uuid, guest)
         volume = self.core.volumes.get(record.uuid)
@@ -336,6 +351,18 @@ class Pool:
             self.core.volumes[record.uuid] = volume
         volume.clients += 1
         return volume, to_sync
+
+    def _not_accepted(self, name: str) -> LossNotAccepted:
+        if self.served_read_only:
+            return LossNotAccepted(
+                f"volume {name!r} is not served read-only: something that was answered may be "
+                f"lost, and 'thinpool accept-loss --dry-run {name}' says what; a start without "
+                "--read-only can find out, or have it accepted"
+            )
+        return LossNotAccepted(
+            f"volume {name!r} is not served: something that was answered is lost, and whoever uses "
+            f"it must know; 'thinpool accept-loss {name}' says what, and lets clients open it again"
+        )
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -504,6 +531,19 @@ class Pool:
             if record.reserve:
                 own = self.metadata.exclusive_blocks(record.dev_id)
                 self.core.reservations.promise(record.uuid, -(-record.reserve // size), own)
+
+
+def _open_device(path: Path, settings: Settings | None, *, read_only: bool) -> DataDevice:
+    """Open the data device, as the settings say if there are some. Raises `DeviceError`."""
+    if settings is not None and settings.cache == "bufio":
+        try:
+            return DirectDevice.open_direct(path, settings.data_cache, read_only=read_only)
+        except DeviceError as error:
+            # Where the pool cannot be written the setting cannot be changed.
+            if not read_only or error.errno != errno.EINVAL:
+                raise
+            log.warning("%s; the page cache is used", error)
+    return DataDevice.open(path, read_only=read_only)
 
 
 def _note(ledger: Ledger, state: State) -> None:

@@ -31,6 +31,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from thinpoold import pagecache
 from thinpoold.errors import DeviceError
 
 _WALK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
@@ -191,6 +192,35 @@ def give(path: Path) -> None:
             os.close(fd)
     finally:
         os.close(parent)
+
+
+def mount_point(directory: Path) -> Path:
+    """Return where the read-only file system is mounted that a directory is on."""
+    point = directory
+    with suppress(OSError):
+        device = directory.stat().st_dev
+        for above in directory.parents:
+            # Of a read-only mount of a part of a file system the rest may be writable.
+            writable = not os.statvfs(above).f_flag & os.ST_RDONLY
+            if writable or above.stat().st_dev != device:
+                break
+            point = above
+    return point
+
+
+def check_written(path: Path) -> None:
+    """Raise `OSError` if writing out what a file holds has failed and nobody was told.
+
+    A file that is not there is no failure.
+    """
+    try:
+        fd = open_file(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        pagecache.check_written(fd)
+    finally:
+        os.close(fd)
 
 
 def owner_of(directory: Path) -> int | None:

@@ -41,7 +41,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 from zlib import crc32
@@ -120,6 +120,8 @@ class RecentChanges:
         self._marks = self._marked = self._mark_end = 0
         # Whether `sync` has never failed.
         self._syncs = True
+        # Whether of what a process left just what was flushed counts, which no file says.
+        self._flushed_alone = False
         # Whether changes that were flushed wait for the next opening.
         self._kept = False
         # The file at hand, where its next record goes, and its seed. -1: nothing is noted.
@@ -135,20 +137,31 @@ class RecentChanges:
 
         All that it noted, if that was in this boot of the machine, else what was flushed.
         """
-        found = [read(path, self._trusted_boot, self._uuid) for path in self._paths]
-        return sorted(
-            (left for left in found if left is not None), key=lambda left: left.generation
+        read_all = (read(path, self._trusted_boot, self._uuid) for path in self._paths)
+        found = sorted(
+            (left for left in read_all if left is not None), key=lambda left: left.generation
         )
+        if self._flushed_alone:
+            found = [replace(left, changes=left.changes[: left.flushed]) for left in found]
+        return found
 
     def distrust(self) -> None:
         """The boot's id does not tell whether the machine was restarted since a process died."""
         self._trusted_boot = b""
 
-    def keep_flushed(self) -> None:
+    def check_untold(self) -> None:
+        """Raise `OSError` if writing out the files has failed and nobody was told."""
+        for path in self._paths:
+            poolfiles.check_written(path)
+
+    def keep_flushed(self, *, read_only: bool = False) -> None:
         """Of what a process left that died, let just what was flushed count from now on.
 
-        Raises `OSError`.
+        With `read_only` for this process alone. Raises `OSError`.
         """
+        if read_only:
+            self._flushed_alone = True
+            return
         for path in self._paths:
             left = read(path, self._trusted_boot, self._uuid)
             if left is not None:

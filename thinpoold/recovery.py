@@ -26,6 +26,11 @@ Invariants
     another boot               dropped              volumes that clients elsewhere had open
     an unknown boot            dropped              volumes of dropped notes, and as in another boot
 
+Where the data device was opened read-only all this happens in memory: metadata, ledger and losses
+are such that nothing reaches a disk, and the next start that may write does it all again. Nothing
+is asked that is told once, but of the files themselves, whose file system keeps the errors for that
+start; so after a death amid a flush (SYNCING) what was not flushed counts as lost.
+
 Thread-safety: one thread, before the pool is anyone's, but for `replay`.
 """
 
@@ -85,13 +90,13 @@ def recover(
     lost = _Lost(registry, ledger, losses, block_size)
     if ledger.found.died or leftovers:
         if since is not Since.OTHER:
-            doubt = _marks_error(ledger)
+            doubt = _marks_error(ledger, recent, read_only=device.read_only)
             if doubt is not None:
                 lost.all(str(doubt))
             error = _write_error(device, ledger) or doubt
             if error is not None:
                 lost.unwritten(str(error), leftovers)
-                _keep_flushed(recent, error)
+                _keep_flushed(recent, error, read_only=device.read_only)
                 device.forgive()
                 leftovers = waiting(recent, metadata.generation)
             elif State.UNNOTED in (ledger.found.state or NO_STATE):
@@ -236,10 +241,13 @@ def _write_error(device: DataDevice, ledger: Ledger) -> DeviceError | None:
     """Why data that was not flushed is not to be relied on, None if it is; then it is flushed."""
     state = ledger.found.state or NO_STATE
     try:
-        device.flush()
+        if device.read_only:
+            device.check_written()
+        else:
+            device.flush()
         if State.FAILED in state:
             raise DeviceError("the data device had failed to write before the daemon ended")
-        if State.SYNCING in state or device.regular:
+        if State.SYNCING in state or (device.regular and not device.read_only):
             # A file may have been forgotten by the kernel since, and its error with it.
             device.check_untold()
     except DeviceError as error:
@@ -248,18 +256,20 @@ def _write_error(device: DataDevice, ledger: Ledger) -> DeviceError | None:
     return None
 
 
-def _marks_error(ledger: Ledger) -> DeviceError | None:
+def _marks_error(ledger: Ledger, recent: RecentChanges, *, read_only: bool) -> DeviceError | None:
     """Why the ledger and the notes are not to be relied on, None if they are."""
     try:
         ledger.check_untold()
-    except (DeviceError, NoSpace) as error:
+        if read_only:
+            recent.check_untold()
+    except (DeviceError, NoSpace, OSError) as error:
         return DeviceError(f"{error}, while the daemon could not be told: notes may be missing")
     return None
 
 
-def _keep_flushed(recent: RecentChanges, error: DeviceError) -> None:
+def _keep_flushed(recent: RecentChanges, error: DeviceError, *, read_only: bool) -> None:
     try:
-        recent.keep_flushed()
+        recent.keep_flushed(read_only=read_only)
     except OSError as worse:
         raise NotRecovered(f"{error}; and what was not flushed stays noted: {worse}") from None
 

@@ -87,6 +87,8 @@ class Runtime:
     log_kept: bool = False
     # Where nbdkit waits for clients.
     addresses: clients.Addresses = frozenset()
+    # Whether nothing of the pool is to be written.
+    read_only: bool = False
     _server: ControlServer | None = field(default=None, repr=False)
     _heart: notify.Heart | None = field(default=None, repr=False)
     _handshakes: Handshakes | None = field(default=None, repr=False)
@@ -232,6 +234,7 @@ def environment(
     threads: int,
     run_files: list[str],
     choice: Choice = _BY_HAND,
+    run_lock_fd: int | None = None,
 ) -> str:
     """Return the value of ENVIRONMENT that `from_environment` reads.
 
@@ -241,6 +244,8 @@ def environment(
         {
             "lock_fd": lock_fd,
             "ready_fd": ready_fd,
+            "run_lock_fd": run_lock_fd,
+            "read_only": paths.read_only,
             "directory": str(paths.directory),
             "run_dir": str(paths.run_dir),
             "uri": uri,
@@ -259,7 +264,7 @@ def from_environment() -> Runtime:
     if text is None:
         return Runtime()
     left = json.loads(text)
-    for fd in (left["lock_fd"], left["ready_fd"]):
+    for fd in (left["lock_fd"], left["run_lock_fd"], left["ready_fd"]):
         if fd is not None:
             os.set_inheritable(fd, False)
     runtime = Runtime(
@@ -273,6 +278,7 @@ def from_environment() -> Runtime:
     )
     runtime.directory = Path(left["directory"])
     runtime.threads = left["threads"]
+    runtime.read_only = left["read_only"]
     runtime.log_kept = os.environ.pop(LOG_KEPT, "") == "1"
     # nbdkit listens already. Later there may be too many clients to look.
     runtime.addresses = clients.listening()

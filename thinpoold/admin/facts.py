@@ -42,6 +42,7 @@ def status(pool: Pool) -> Fact:
             "uuid": str(uuids.UUID(bytes=pool.record.uuid)),
             "mode": core.modes.mode.value,
             "reason": core.modes.reason,
+            "served_read_only": pool.served_read_only,
             "needs_check": metadata.needs_check,
             "transaction_id": metadata.transaction_id,
             "block_size": size,
@@ -148,7 +149,7 @@ def info(pool: Pool, name: str) -> Fact:
 def place_of(pool: Pool, name: str) -> Fact:
     """Say where a volume is exported, and its size, without a walk. Raises `NoSuchVolume`."""
     with pool.looking():
-        return _place(pool.registry.get(name))
+        return _place(pool, pool.registry.get(name))
 
 
 def find(pool: Pool, uuid: str, generation: int = 0) -> Fact:
@@ -166,17 +167,17 @@ def find(pool: Pool, uuid: str, generation: int = 0) -> Fact:
     if record is None:
         raise NoSuchVolume(f"the volume with uuid {uuid} is gone")
     record.check_generation(generation)
-    return _place(record)
+    return _place(pool, record)
 
 
-def _place(record: VolumeRecord) -> Fact:
+def _place(pool: Pool, record: VolumeRecord) -> Fact:
     return {
         "name": record.name,
         "uuid": str(uuids.UUID(bytes=record.uuid)),
         "generation": record.generation,
         "export": record.stable_name,
         "size": record.size,
-        "read_only": record.read_only,
+        "read_only": record.read_only or pool.served_read_only,
     }
 
 
@@ -214,7 +215,7 @@ def _describe(pool: Pool, record: VolumeRecord) -> Fact:
         "exclusive": exclusive * size,
         "origin": origin.name if origin is not None else None,
         "created": record.created,
-        "read_only": record.read_only,
+        "read_only": record.read_only or pool.served_read_only,
         "lost": pool.core.ledger.lost(record.uuid),
         "clients": clients,
         "opened_by": pool.openers.of(record.uuid),

@@ -3,7 +3,8 @@
 Invariants
 
 1. The pool's lock decides. While a daemon holds it, its control socket answers; while another
-   command holds it, this one waits for it; and whoever takes it here knows no daemon runs.
+   command holds it, this one waits for it; and whoever takes it here knows no daemon runs that
+   writes. A method that only looks shares it, and so needs no right to write anything.
 2. Either way the same method of thinpoold.control.methods runs, with the same checks, and its
    changes are durable when `call` returns.
 
@@ -16,14 +17,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinpoold import lock
+from thinpoold.cli import output
 from thinpoold.control.client import ControlClient
 from thinpoold.control.codes import from_rpc
 from thinpoold.control.jsonrpc import Json, RpcError
-from thinpoold.errors import ControlError, PoolLocked, PoolNotRunning, ThinPoolError
+from thinpoold.errors import (
+    ControlError,
+    NotRecovered,
+    PoolLocked,
+    PoolNotRunning,
+    ThinPoolError,
+)
 from thinpoold.paths import PoolPaths
 from thinpoold.uri import unix_uri
 from thinpoold.waiting import Waiting
 
+# They tell what is mapped.
+_OF_SPACE = frozenset({"status", "list", "tree", "info"})
 # How long to wait for a daemon that is starting or stopping, or for another command.
 WAIT = 30.0
 _RETRY = 0.05
@@ -44,7 +54,7 @@ class Backend:
                 return call_daemon(self.paths, method, params)
             except PoolNotRunning:
                 pass
-            lock_fd = self._lock(method, deadline)
+            lock_fd = self._lock(method, _looks(method, params), deadline)
             if lock_fd is None:
                 continue
             try:
@@ -52,24 +62,32 @@ class Backend:
             finally:
                 os.close(lock_fd)
 
-    def _lock(self, method: str, deadline: float) -> int | None:
+    def _lock(self, method: str, looks: bool, deadline: float) -> int | None:
         """Take the pool's lock; None when there may be a daemon by now, which has it."""
         with Waiting(f"who holds pool {self.paths.directory}", f"for at most {WAIT:.0f} s"):
             while True:
                 try:
+                    if looks:
+                        return lock.share(self.paths)
                     return lock.acquire(self.paths, f"thinpool {method}")
-                except PoolLocked:
+                except PoolLocked as error:
                     if time.monotonic() >= deadline:
-                        raise _silent(self.paths) from None
+                        raise _silent(self.paths, error) from None
                 time.sleep(_RETRY)
                 if self.paths.control_socket.exists():
                     return None
 
 
-def _silent(paths: PoolPaths) -> ThinPoolError:
+def _looks(method: str, params: dict[str, Json]) -> bool:
+    from thinpoold.control.methods import METHODS
+
+    return METHODS[method].looks(params)
+
+
+def _silent(paths: PoolPaths, error: PoolLocked) -> ThinPoolError:
     who = lock.holder(paths)
-    if who.what != lock.DAEMON:
-        return lock.locked(paths)
+    if who.what != lock.DAEMON or error.pid != who.pid:
+        return error
     return ControlError(
         f"the daemon of pool {paths.directory}, process {who.pid}, does not answer; see {paths.log}"
     )
@@ -84,13 +102,14 @@ def call_daemon(paths: PoolPaths, method: str, params: dict[str, Json]) -> Any:
 def call_here(paths: PoolPaths, lock_fd: int, method: str, params: dict[str, Json]) -> Any:
     """Run a method on the pool opened in this process, under the lock that `lock_fd` holds."""
     from thinpoold.control.dispatch import Dispatcher
-    from thinpoold.control.methods import METHODS
     from thinpoold.pool import Pool
 
     # Who only looks leaves the data device, and what the last daemon left, to the next.
-    looking = METHODS[method].looks
+    looking = _looks(method, params)
     pool = Pool.open(paths.directory, lock_fd=lock_fd, looking=looking)
     try:
+        if method in _OF_SPACE:
+            _note_waiting(pool)
         result = Dispatcher(_Here(paths, pool)).call(method, params)
         if not looking:
             pool.commit()
@@ -99,6 +118,23 @@ def call_here(paths: PoolPaths, lock_fd: int, method: str, params: dict[str, Jso
         raise from_rpc(error) from None
     finally:
         pool.close()
+
+
+def _note_waiting(pool: Any) -> None:
+    """Say so if what a daemon left that died is not in what is about to be told."""
+    from thinpoold import recovery
+
+    try:
+        found = recovery.waiting(pool.core.recent, pool.metadata.generation)
+    except NotRecovered as error:
+        output.note(str(error))
+        return
+    count = sum(len(left.changes) for left in found)
+    if count:
+        output.note(
+            f"this is the last commit: {output.plural(count, 'change')} that a daemon answered "
+            "after it, before it died, the next start makes good"
+        )
 
 
 @dataclass(frozen=True)

@@ -45,15 +45,17 @@ def candidates(context: click.Context, parameter: click.Parameter, incomplete: s
 
 def volume_names(pool: str) -> list[str]:
     """Return the names of the volumes of a pool's last commit, in order."""
-    from thinpoold.metadata_file import open_store
+    from thinpoold.metadata_file import open_store, readable
     from thinpoold.volumes import TABLE, VolumeRecord, by_name
 
-    store = open_store(resolve_pool(pool).require_pool().metadata, read_only=True)
-    try:
-        found = by_name(VolumeRecord.unpack(*record) for record in store.records(TABLE))
-        return [record.name for record in found]
-    finally:
-        store.close()
+    paths = resolve_pool(pool).require_pool()
+    with readable(paths) as alone:
+        store = open_store(paths.metadata, read_only=True, alone=alone)
+        try:
+            found = by_name(VolumeRecord.unpack(*record) for record in store.records(TABLE))
+            return [record.name for record in found]
+        finally:
+            store.close()
 
 
 def pool_names() -> list[str]:

@@ -31,9 +31,10 @@ def daemon_options(function: Callable[..., None]) -> Callable[..., None]:
         fastpath: str | None,
         threads: int | None,
         cache_size: int | None,
+        read_only: bool,
         **others: Any,
     ) -> None:
-        options = _options(listen, tls, insecure_no_tls, fastpath, threads, cache_size)
+        options = _options(listen, tls, insecure_no_tls, fastpath, threads, cache_size, read_only)
         function(*arguments, options=options, **others)
 
     for option in (
@@ -75,6 +76,11 @@ def daemon_options(function: Callable[..., None]) -> Callable[..., None]:
             is_flag=True,
             help="Listen beyond loopback without TLS: whoever reaches the port owns the data.",
         ),
+        click.option(
+            "--read-only",
+            is_flag=True,
+            help="Serve the pool to be read alone, also from where nothing can be written.",
+        ),
     ):
         option(wrapper)
     return wrapper
@@ -87,6 +93,7 @@ def _options(
     fastpath: str | None,
     threads: int | None,
     cache_size: int | None,
+    read_only: bool,
 ) -> daemon.Options:
     """Return the options as the daemon has them. Raises InvalidSize for a useless cache."""
     if tls is not None and insecure_no_tls:
@@ -97,7 +104,9 @@ def _options(
         wrong = "small: it must be at least 1M" if cache_size < MIN_CACHE else "large: at most 1T"
         raise InvalidSize(f"cache size {exact_size(cache_size)} is too {wrong}")
     directory = Path(tls) if tls is not None else None
-    return daemon.Options(listen, threads, cache_size, directory, insecure_no_tls, fastpath)
+    return daemon.Options(
+        listen, threads, cache_size, directory, insecure_no_tls, fastpath, read_only
+    )
 
 
 @verb("thinpoold")
@@ -116,6 +125,9 @@ def command(
     It goes to the background once the pool serves, and prints its NBD URI, as 'thinpool start'
     does. With --foreground it stays, and its messages go to stderr. SIGTERM and SIGINT stop it
     cleanly, everything flushed.
+
+    With --read-only clients and commands may read alone, and nothing in the pool's directory or on
+    its data device is written: thinpool-start(1) says more.
 
     \b
     Examples:

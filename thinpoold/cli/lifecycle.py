@@ -23,9 +23,15 @@ def start(
     It returns when the pool serves. What the daemon has to say goes to thinpoold.log in the pool's
     directory.
 
+    With --read-only clients and commands may read alone. Nothing in the pool's directory or on its
+    data device is written, so the pool may lie on a read-only file system; where it does not,
+    nobody else can change it meanwhile. Sockets and log lie in a run directory elsewhere. There may
+    be several such daemons for one pool: of several users, in several containers.
+
     \b
     Examples:
       thinpool start mypool
+      thinpool start --read-only /media/archive/pool
       thinpool start ./pool --listen 127.0.0.1:10809
       thinpool start mypool --listen 0.0.0.0:10809 --tls /etc/thinpoold/tls
 

@@ -1,7 +1,8 @@
 """`thinpool check` and `thinpool export-metadata`.
 
 Both open the metadata themselves and read its last commit, so they take no lock, and a running pool
-neither waits for them nor they for it. Only `check --clear-needs-check` and `check --accept-data`
+neither waits for them nor they for it; where they cannot write LMDB's lock file they share the
+pool's lock instead (`metadata_file`). Only `check --clear-needs-check` and `check --accept-data`
 write, and hold the lock from before the check: what they change is what they looked at.
 """
 
@@ -23,7 +24,7 @@ from thinpoold.progress import Progress
 
 if TYPE_CHECKING:
     from thinmeta.check import CheckResult
-    from thinmeta.store.lmdb import LmdbStore
+    from thinmeta.store.protocol import BlockStore
 
 
 @verb("check")
@@ -140,12 +141,16 @@ def export_metadata(file: str, pool: str | None, as_json: bool) -> None:
     target = Path(file)
     if not file:
         raise UserError("FILE is empty: name the file to write")
+    opened = _opened
     if not _commit_running(paths) and _flushed(paths):
         # A daemon left it that died. Whoever opens the pool commits it.
-        Backend(paths).call("commit")
+        if paths.read_only or not lock.is_writable(paths):
+            opened = _recovered
+        else:
+            Backend(paths).call("commit")
     with (
         Progress(f"exporting the metadata of pool {paths.name}") as progress,
-        _opened(paths) as store,
+        opened(paths) as store,
     ):
         _refuse_own(paths, target, store)
         _export(store, target, progress)
@@ -157,10 +162,11 @@ def _check(paths: PoolPaths, progress: Progress, *, running: bool) -> "CheckResu
     from thinmeta.check import CheckResult, Problem, check
     from thinmeta.errors import Busy, ThinMetaError
     from thinpoold.audit import audit, data_mark, last_commit
-    from thinpoold.metadata_file import damaged_pages
+    from thinpoold.metadata_file import damaged_pages, readable
 
     # The store's own pages first: LMDB follows a damaged one blindly.
-    damaged = damaged_pages(paths.metadata)
+    with readable(paths):
+        damaged = damaged_pages(paths.metadata)
     if damaged:
         return CheckResult([Problem("store", paths.metadata.name, text) for text in damaged])
     try:
@@ -219,17 +225,30 @@ def _change(paths: PoolPaths, lock_fd: int, *, clear: bool, accept: bool) -> boo
 
 
 @contextmanager
-def _opened(paths: PoolPaths) -> Iterator["LmdbStore"]:
-    from thinpoold.metadata_file import open_store
+def _opened(paths: PoolPaths) -> Iterator["BlockStore"]:
+    from thinpoold.metadata_file import open_store, readable
 
-    store = open_store(paths.metadata, read_only=True)
+    with readable(paths) as alone:
+        store = open_store(paths.metadata, read_only=True, alone=alone)
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+@contextmanager
+def _recovered(paths: PoolPaths) -> Iterator["BlockStore"]:
+    """The metadata with what waits for the next start, which is committed in memory alone."""
+    from thinpoold.pool import Pool
+
+    pool = Pool.open(paths.directory, read_only=True)
     try:
-        yield store
+        yield pool.store
     finally:
-        store.close()
+        pool.close()
 
 
-def _export(store: "LmdbStore", target: Path, progress: Progress) -> None:
+def _export(store: "BlockStore", target: Path, progress: Progress) -> None:
     from thinmeta.export import export_metadata
 
     try:
@@ -243,7 +262,7 @@ def _commit_running(paths: PoolPaths) -> bool:
     from thinmeta.errors import ThinMetaError
     from thinpoold.cli.backend import call_daemon
 
-    if not lock.is_held(paths):
+    if paths.read_only or not lock.is_held(paths):
         return False
     try:
         call_daemon(paths, "commit", {})
@@ -269,7 +288,7 @@ def _flushed(paths: PoolPaths) -> int:
         return 0
 
 
-def _refuse_own(paths: PoolPaths, target: Path, store: "LmdbStore") -> None:
+def _refuse_own(paths: PoolPaths, target: Path, store: "BlockStore") -> None:
     """Refuse a target that is one of the pool's own files: it would be lost."""
     from thinmeta.errors import ThinMetaError
     from thinpoold import pool_record

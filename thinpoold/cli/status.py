@@ -69,7 +69,8 @@ def _mode(status: dict[str, Any]) -> str:
     mode, reason = status["mode"], status["reason"]
     if status["needs_check"]:
         return f"{mode}; it needs a check: stop it, and run 'thinpool check --clear-needs-check'"
-    return f"{mode}: {reason}{_TO_DO.get(mode, '')}" if reason else str(mode)
+    meant = not status["running"] or status["served_read_only"]
+    return f"{mode}: {reason}{'' if meant else _TO_DO.get(mode, '')}" if reason else str(mode)
 
 
 def _volumes(count: int, deleting: int) -> str:

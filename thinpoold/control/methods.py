@@ -74,10 +74,9 @@ class Method:
     changes: bool = False
     effect: str = ""
 
-    @property
-    def looks(self) -> bool:
-        """Whether it does no more than look."""
-        return not self.changes and not self.effect
+    def looks(self, params: Params) -> bool:
+        """Whether it does no more than look, called like that."""
+        return bool(params.get("dry_run")) or (not self.changes and not self.effect)
 
 
 def _status(host: Host, params: Params) -> Result:
@@ -169,7 +168,8 @@ METHODS: dict[str, Method] = {
         Method(
             "status",
             "Say how the pool is: its mode, space, transaction, volumes and clients.",
-            "`name`, `uuid`, `running`, `mode` (`write`, `out-of-data-space`, "
+            "`name`, `uuid`, `running`, `served_read_only` (whether it was started to be read "
+            "alone), `mode` (`write`, `out-of-data-space`, "
             "`out-of-metadata-space`, `read-only` or `failed`), `reason` (why it is in this mode, "
             "or empty), `needs_check`, `pid`, `uri`, `control_socket`, `transaction_id`, "
             "`block_size`, `data` (`path`, `size`, `used`), "

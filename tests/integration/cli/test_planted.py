@@ -139,7 +139,7 @@ def test_a_file_that_locks_the_owner_out_is_named(theirs: PoolRig) -> None:
     os.chown(beside, 0, 0)
     says = f"{beside}: Permission denied: it belongs to user 0"
     for prefix in ((), AS_OWNER):
-        done = theirs.run("list", prefix=prefix)
+        done = theirs.run("check", prefix=prefix)
         assert done.returncode == 1
         assert says in done.stderr
         assert f"chown {SOMEBODY} {beside}" in done.stderr

@@ -34,7 +34,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
 
     def call_here(paths: PoolPaths, lock_fd: int, method: str, params: Any) -> str:
-        assert lock.is_held(paths)
+        with pytest.raises(PoolLocked):
+            lock.acquire(paths, "another")
         calls.append((method, params))
         return "here"
 

@@ -4,6 +4,7 @@ import os
 import select
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,41 @@ def test_waiting_for_a_short_command(paths: PoolPaths) -> None:
         assert not select.select([child.stdout], [], [], 0.1)[0]
         os.close(fd)
         assert child.stdout.readline() == b"taken\n"
+
+
+def test_many_share_it_and_leave_nothing_in_it(paths: PoolPaths) -> None:
+    os.close(lock.acquire(paths, "thinpool create"))
+    before = paths.lock.read_bytes()
+    one, two = lock.share(paths), lock.share(paths)
+    assert not lock.is_held(paths)
+    with pytest.raises(PoolLocked, match="is being read") as caught:
+        lock.acquire(paths, "x")
+    # Not the one that had it alone once.
+    assert caught.value.pid == 0
+    os.close(one)
+    with pytest.raises(PoolLocked):
+        lock.acquire(paths, "x")
+    os.close(two)
+    assert paths.lock.read_bytes() == before
+    os.close(lock.acquire(paths, "x"))
+
+
+def test_it_is_not_shared_with_who_has_it_alone(paths: PoolPaths) -> None:
+    fd = lock.acquire(paths, "thinpool create")
+    with pytest.raises(PoolLocked, match=f"by process {os.getpid()} .thinpool create."):
+        lock.share(paths)
+    os.close(fd)
+
+
+def test_a_run_directory_is_one_daemons(paths: PoolPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_RUN_WAIT", 0.0)
+    reading = replace(paths, run_dir=paths.directory / "run", read_only=True)
+    reading.run_dir.mkdir()
+    assert not lock.is_held(reading)
+    fd = lock.acquire_run(reading)
+    assert lock.is_held(reading)
+    assert lock.holder(reading) == lock.Holder(os.getpid(), lock.DAEMON)
+    with pytest.raises(PoolLocked, match=f"served read-only, by process {os.getpid()}"):
+        lock.acquire_run(reading)
+    os.close(fd)
+    assert not lock.is_held(reading)

@@ -1,5 +1,6 @@
 """Where pools lie: by path, by name, under long paths; and the URIs that follow from it."""
 
+import fcntl
 import os
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -145,3 +146,51 @@ def test_a_volume_uri_is_read_back(name: str) -> None:
 def test_tcp_uris() -> None:
     assert volume_uri(tcp_uri("127.0.0.1", 10809), "a b") == "nbd://127.0.0.1:10809/a%20b"
     assert tcp_uri("::1", 7) == "nbd://[::1]:7/"
+
+
+def test_what_serves_read_only_has_its_files_outside_of_the_pool(user: Path) -> None:
+    make_pool(user / "work/tank")
+    found = paths.resolve_pool("./tank")
+    reading = found.for_read_only()
+    assert found.run_dir == user / "work/tank/run"
+    assert reading.run_dir.parent == user / "run/thinpoold"
+    assert reading.log == reading.run_dir / "thinpoold.log"
+    assert reading.for_read_only() == reading
+    named = paths.resolve_pool("named")
+    assert named.for_read_only().run_dir == named.run_dir
+    assert named.log.parent == named.directory
+    # Another pool has another.
+    other = paths.pool_paths(user / "work/other").for_read_only()
+    assert other.run_dir != reading.run_dir
+
+
+def test_a_daemon_that_serves_read_only_is_found_while_it_lives(user: Path) -> None:
+    make_pool(user / "work/tank")
+    found = paths.resolve_pool("./tank")
+    reading = found.for_read_only()
+    reading.run_dir.mkdir(parents=True, mode=0o700)
+    fd = os.open(reading.run_lock, os.O_RDWR | os.O_CREAT, 0o600)
+    assert paths.resolve_pool("./tank") == found
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    assert paths.resolve_pool("./tank") == reading
+    os.close(fd)
+    assert paths.resolve_pool("./tank") == found
+
+
+def test_what_somebody_else_has_made_where_anybody_may_is_no_daemon(
+    user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not the one who runs this test, and makes the directory.
+    stranger = os.getuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: stranger)
+    monkeypatch.setattr(paths, "_ANYBODYS", user / "anybody")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    make_pool(user / "work/tank")
+    found = paths.resolve_pool("./tank")
+    reading = found.for_read_only()
+    reading.run_dir.mkdir(parents=True)
+    fd = os.open(reading.run_lock, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    assert reading.shared_run_parents == (user / f"anybody/thinpoold-{stranger}",)
+    assert paths.resolve_pool("./tank") == found
+    os.close(fd)

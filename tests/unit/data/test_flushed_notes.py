@@ -424,7 +424,7 @@ def test_going_back_keeps_what_was_answered_or_says_that_it_is_lost(
             pool.close() if closed else die(pool)
     if boots:
         reboot()
-    reader = Pool.open(directory, read_only=True)
+    reader = Pool.open(directory, looking=True)
     assert block(reader.open_volume("v"), 0) == b"a", "a reader shows the last commit"
     reader.close()
     pool, volume = opened(directory)
@@ -512,7 +512,7 @@ def test_a_pool_does_not_open_without_what_was_flushed(
         for _ in range(2):
             with pytest.raises(NotRecovered, match="flushed"):
                 Pool.open(directory)
-    reader = Pool.open(directory, read_only=True)
+    reader = Pool.open(directory, looking=True)
     assert block(reader.open_volume("v"), 0) == b"a"
     reader.close()
     pool, volume = opened(directory)
@@ -550,7 +550,7 @@ def test_a_pool_that_needs_a_check_keeps_what_was_flushed(
     for _ in range(2):
         with pytest.raises(NotRecovered, match=r"2 changes that were flushed .* needs a check"):
             Pool.open(directory)
-    reader = Pool.open(directory, read_only=True)
+    reader = Pool.open(directory, looking=True)
     assert block(reader.open_volume("v"), 0) == b"a"
     reader.close()
     # One commit takes the mark away and has them.
