@@ -7,11 +7,9 @@ Invariants:
 
 1. The store below is never changed, and nobody else changes it either: its one commit is part of
    every commit here.
-2. A committed state is never changed: `commit` builds the next one and swaps it in whole. So a
-   snapshot is a reference, and a commit that fails half way leaves nothing behind.
+2. What commits put is `memory`'s, with its invariants.
 
-It takes memory for each block that a commit has put, and copies the table of them at each commit:
-it is meant for a few commits, of a few thousand blocks.
+It is meant for a few commits, of a few thousand blocks.
 
 Thread safety: any thread may read; one thread at a time commits.
 """
@@ -20,42 +18,29 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from contextlib import closing, contextmanager
 
 from thinmeta.errors import Closed, Corrupt, ReadOnlyStore
-from thinmeta.format.block import BLOCK_SIZE
+from thinmeta.store.memory import Commits, put_records
 from thinmeta.store.protocol import BlockStore, OldReader
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What commits have put, or erased (None)."""
-
-    blocks: Mapping[int, bytes | None] = field(default_factory=lambda: MappingProxyType({}))
-    records: Mapping[tuple[str, bytes], bytes | None] = field(
-        default_factory=lambda: MappingProxyType({})
-    )
-    commits: int = 0
 
 
 class OverlayStore:
     """A `BlockStore` over `below`, which it closes at its end."""
 
     def __init__(
-        self, below: BlockStore, *, _state: _State | None = None, _read_only: bool = False
+        self, below: BlockStore, *, _commits: Commits | None = None, _read_only: bool = False
     ) -> None:
         self._below = below
-        self._state = _state or _State()
+        self._commits = _commits or Commits()
         self._read_only = _read_only
         self._closed = False
 
     def read(self, block: int) -> bytearray:
-        state = self._open_state()
-        if block not in state.blocks:
+        blocks = self._open_commits().blocks
+        if block not in blocks:
             return self._below.read(block)
-        data = state.blocks[block]
+        data = blocks[block]
         if data is None:
             raise Corrupt("missing", f"block {block}", "is not in the store")
         return bytearray(data)
@@ -66,79 +51,65 @@ class OverlayStore:
         erased: Collection[int],
         records: Mapping[tuple[str, bytes], bytes | None],
     ) -> None:
-        state = self._open_state()
+        commits = self._open_commits()
         if self._read_only:
             raise ReadOnlyStore("a snapshot cannot be written")
-        new_blocks = {**state.blocks, **dict.fromkeys(erased)}
-        for block, data in blocks.items():
-            if len(data) != BLOCK_SIZE:
-                raise ValueError(f"block {block} has {len(data)} bytes")
-            new_blocks[block] = bytes(data)
-        self._state = _State(new_blocks, {**state.records, **records}, state.commits + 1)
+        self._commits = commits.after(blocks, erased, records)
 
     def record(self, table: str, key: bytes) -> bytes | None:
-        records = self._open_state().records
+        records = self._open_commits().records
         if (table, key) in records:
             return records[table, key]
         return self._below.record(table, key)
 
     def records(self, table: str) -> Iterator[tuple[bytes, bytes]]:
-        own = self._own(table)
-        put = sorted((key, value) for key, value in own.items() if value is not None)
+        own = self._open_commits().of_table(table)
         left = (item for item in self._below.records(table) if item[0] not in own)
-        return heapq.merge(left, put)
+        return heapq.merge(left, put_records(own))
 
     def tables(self) -> list[str]:
-        own = {table for table, _ in self._open_state().records}
-        return sorted(own.union(self._below.tables()))
+        return sorted(self._open_commits().tables().union(self._below.tables()))
 
     def record_keys(self, table: str) -> Iterator[bytes]:
-        own = self._own(table)
-        put = sorted(key for key, value in own.items() if value is not None)
+        own = self._open_commits().of_table(table)
         left = (key for key in self._below.record_keys(table) if key not in own)
-        return heapq.merge(left, put)
+        return heapq.merge(left, (key for key, _ in put_records(own)))
 
     def block_numbers(self) -> Iterator[int]:
-        own = self._open_state().blocks
-        put = sorted(block for block, data in own.items() if data is not None)
-        left = (block for block in self._below.block_numbers() if block not in own)
-        return heapq.merge(left, put)
+        commits = self._open_commits()
+        left = (block for block in self._below.block_numbers() if block not in commits.blocks)
+        return heapq.merge(left, commits.block_numbers())
 
     def make_room(self) -> bool:
-        self._open_state()
+        self._open_commits()
         return True
 
     def old_reader(self) -> OldReader | None:
         return None
 
     def file_size(self) -> int:
-        self._open_state()
+        self._open_commits()
         return self._below.file_size()
 
     @property
     def generation(self) -> int:
-        return self._open_state().commits + self._below.generation
+        return self._open_commits().count + self._below.generation
 
     @contextmanager
     def snapshot(self) -> Iterator[OverlayStore]:
-        state = self._open_state()
-        with self._below.snapshot() as below:
-            view = OverlayStore(below, _state=state, _read_only=True)
-            try:
-                yield view
-            finally:
-                view.close()
+        commits = self._open_commits()
+        with (
+            self._below.snapshot() as below,
+            closing(OverlayStore(below, _commits=commits, _read_only=True)) as view,
+        ):
+            yield view
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
             self._below.close()
 
-    def _own(self, table: str) -> dict[bytes, bytes | None]:
-        records = self._open_state().records
-        return {key: value for (name, key), value in records.items() if name == table}
-
-    def _open_state(self) -> _State:
+    def _open_commits(self) -> Commits:
         if self._closed:
             raise Closed("the store is closed")
-        return self._state
+        return self._commits
