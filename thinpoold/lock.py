@@ -227,17 +227,7 @@ def is_held(paths: PoolPaths) -> bool:
 
     Of paths of a daemon that serves read-only, whether that daemon runs.
     """
-    try:
-        fd = poolfiles.open_file(_file(paths), os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    return poolfiles.is_locked(_file(paths))
 
 
 def await_released(paths: PoolPaths) -> None:

@@ -24,7 +24,7 @@ from thinpoold.direct import check_direct
 from thinpoold.errors import DeviceError, PoolExists, UserError
 from thinpoold.metadata_file import open_store
 from thinpoold.names import check_new_name
-from thinpoold.paths import PoolPaths, pool_paths
+from thinpoold.paths import PoolPaths, pool_paths, readers_file
 from thinpoold.pool_record import PoolRecord
 from thinpoold.settings import Settings
 from thinpoold.sizes import SECTOR, check_block_size, check_pool_size, exact_size
@@ -193,7 +193,7 @@ def _fill(
 def _new_metadata(paths: PoolPaths) -> Iterator[Path]:
     """A path for a new metadata file, which takes its place when the context ends well."""
     path = paths.metadata.with_name(paths.metadata.name + ".new")
-    beside = path.with_name(path.name + "-lock")
+    beside = readers_file(path)
     for left in (path, beside):
         left.unlink(missing_ok=True)
     try:

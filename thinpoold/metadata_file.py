@@ -19,7 +19,7 @@ from thinmeta.store.lmdb import LmdbStore
 from thinmeta.store.lmdb_file import verify_pages
 from thinpoold import lock, poolfiles
 from thinpoold.errors import DeviceError, PoolLocked
-from thinpoold.paths import PoolPaths
+from thinpoold.paths import PoolPaths, readers_file
 
 
 def open_store(
@@ -29,7 +29,7 @@ def open_store(
 
     `alone`: the pool's lock is held, so nobody writes. Raises `DeviceError`, and what that raises.
     """
-    beside = _beside(path)
+    beside = readers_file(path)
     try:
         for one in (path, beside):
             poolfiles.check(one)
@@ -48,10 +48,6 @@ def open_store(
         raise DeviceError(f"{error.filename}: {error.strerror}", error.errno or 0) from None
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name + "-lock")
-
-
 @contextmanager
 def readable(paths: PoolPaths) -> Iterator[bool]:
     """Within the context a pool's metadata may be read, whoever has the pool; as `open_store` does.
@@ -59,7 +55,7 @@ def readable(paths: PoolPaths) -> Iterator[bool]:
     Yields whether it is to be opened `alone`. Raises `PoolLocked` where that cannot be had, for
     the pool is being written; `DeviceError`.
     """
-    beside = _beside(paths.metadata)
+    beside = readers_file(paths.metadata)
     with ExitStack() as stack:
         try:
             os.close(poolfiles.open_file(beside, os.O_RDWR | os.O_CREAT))

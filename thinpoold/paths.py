@@ -16,7 +16,6 @@ Invariants
 Nothing here touches the disk but to look; safe from any thread.
 """
 
-import fcntl
 import hashlib
 import os
 from dataclasses import dataclass, replace
@@ -98,7 +97,7 @@ class PoolPaths:
     def files(self) -> tuple[Path, ...]:
         """All that the pool keeps, or makes while it runs, but a data file somewhere else."""
         # LMDB names its lock file after the other.
-        readers = self.metadata.with_name(self.metadata.name + "-lock")
+        readers = readers_file(self.metadata)
         return (
             *(self.metadata, readers, self.data, *self.recent, self.ledger, self.losses),
             *(self.lock, self.log, self.old_log),
@@ -204,16 +203,18 @@ def _is_served(reading: PoolPaths) -> bool:
         if any(one.lstat().st_uid != os.geteuid() for one in reading.shared_run_parents):
             # Somebody else has made it first.
             return False
-        fd = poolfiles.open_file(reading.run_lock, os.O_RDONLY)
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return poolfiles.is_locked(reading.run_lock)
     except OSError:
+        # Nobody can tell: who serves it would.
         return True
-    finally:
-        os.close(fd)
-    return False
+
+
+def readers_file(metadata: Path) -> Path:
+    """Return the file in which LMDB notes who reads a metadata file."""
+    return metadata.with_name(metadata.name + "-lock")
 
 
 def shared_parents(directory: Path) -> tuple[Path, ...]:

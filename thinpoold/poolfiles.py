@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -206,6 +207,24 @@ def mount_point(directory: Path) -> Path:
                 break
             point = above
     return point
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds flock on a file alone; False where it cannot be opened.
+
+    Raises `OSError` of a file system without locks.
+    """
+    try:
+        fd = open_file(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def check_written(path: Path) -> None:
