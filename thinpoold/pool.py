@@ -187,7 +187,6 @@ class Pool:
                 if not read_only:
                     recent.begin(metadata.generation)
                     undo.callback(recent.close)
-            reading, read_only = read_only, read_only or bool(older)
             pool = cls(
                 store,
                 metadata,
@@ -197,10 +196,10 @@ class Pool:
                 recent=recent,
                 ledger=ledger,
                 losses=losses,
-                read_only=read_only,
+                read_only=read_only or bool(older),
             )
             pool.core.reclaimer.add(freed)
-            if not read_only:
+            if not pool.core.read_only:
                 pool.core.make_metadata_room()
             if looking:
                 pool.core.modes.look()
@@ -209,7 +208,7 @@ class Pool:
                     lock.check_writable(paths)
                 except DeviceError as error:
                     pool.core.modes.begin_read_only(str(error))
-            elif reading:
+            elif read_only:
                 pool.served_read_only = True
                 pool.core.modes.begin_read_only(_SERVED_READ_ONLY)
             if older:
